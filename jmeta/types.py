@@ -1,0 +1,198 @@
+"""Every interface and carrier of the library. Imports nothing from jmeta.
+
+Function bundles are `NamedTuple`s of pure functions; everything that varies is a pytree argument.
+Shapes are those of ONE task, ONE sequence or ONE step; callers `vmap`. Axis letters: `B` tasks,
+`K` adaptation steps, `N` episodes, `T` time steps, `D` observation, `A` action.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array  # a new-style key, `jax.random.key`
+PyTree = Any
+Params = PyTree
+Task = PyTree  # arrays only: tasks are vmapped and never cause a recompile
+Metrics = dict[str, Array]  # name -> scalar []
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuous:
+    """An action vector of `size` floats [A]; environments take them unclipped, nominally in [-1, 1]."""
+
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """One of `num` actions, an int32 scalar []."""
+
+    num: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvSpec:
+    """What is static about an environment.
+
+    Attributes:
+      obs_size: D, length of the observation vector.
+      action: the action space.
+      horizon: T, environment steps in an episode; reaching it is a time limit, not a termination.
+    """
+
+    obs_size: int
+    action: Continuous | Discrete
+    horizon: int
+
+
+class TimeStep(NamedTuple):
+    """What the agent is shown after `reset` or `step`."""
+
+    obs: Array  # [D] float
+    reward: Array  # [] float; 0 after `reset`
+    terminated: Array  # [] bool; the time limit is never `terminated`
+
+
+class Env(NamedTuple):
+    """An environment: pure functions of a key, a state, an action and a task."""
+
+    reset: Callable[[Key, Task], tuple[PyTree, TimeStep]]
+    step: Callable[[Key, PyTree, Array, Task], tuple[PyTree, TimeStep]]
+    spec: EnvSpec
+
+
+class TaskFamily(NamedTuple):
+    """A distribution over tasks of one environment.
+
+    A family that has no held-out tasks sets `sample_heldout` to its `sample` and says so in its docstring.
+    """
+
+    name: str
+    env: Env
+    sample: Callable[[Key], Task]
+    sample_heldout: Callable[[Key], Task]
+    optimal_return: Callable[[Task], Array] | None = None  # task -> [] expected undiscounted return
+
+
+class Distribution(NamedTuple):
+    """A family of action distributions. `params` have no batch axis; results are summed over A."""
+
+    sample: Callable[[Key, PyTree], Array]  # key, params -> action
+    log_prob: Callable[[PyTree, Array], Array]  # params, action -> []
+    entropy: Callable[[PyTree], Array]  # params -> []
+    kl: Callable[[PyTree, PyTree], Array]  # p, q -> [], KL(p || q)
+    mode: Callable[[PyTree], Array]  # params -> action
+
+
+class PolicyInput(NamedTuple):
+    """What a policy sees at one step; memoryless policies read `obs` alone."""
+
+    obs: Array  # [D] float
+    prev_action: Array  # [A] float: the last action, one-hot when actions are discrete; 0 at the first step
+    prev_reward: Array  # [] float
+    prev_done: Array  # [] bool: the previous step ended an episode
+    first: Array  # [] bool: this is the first step of an episode
+
+
+class PolicyOutput(NamedTuple):
+    """A policy's answer at one step."""
+
+    distribution: PyTree  # parameters of `Policy.distribution`
+    value: Array  # [] float, the critic's estimate; 0 where the policy has no critic
+
+
+def _observe_nothing(params: Params, obs: Array, mask: Array) -> Params:
+    del obs, mask
+    return params
+
+
+class Policy(NamedTuple):
+    """A policy: parameters apart from carry, so that adaptation may change either."""
+
+    init: Callable[[Key], Params]
+    initial_carry: Callable[[], PyTree]
+    step: Callable[[Params, PyTree, PolicyInput], tuple[PyTree, PolicyOutput]]
+    # The same over a leading [T]; equals scanning `step`.
+    unroll: Callable[[Params, PyTree, PolicyInput], tuple[PyTree, PolicyOutput]]
+    distribution: Distribution
+    # params, obs [..., D], mask [...] -> params with updated observation statistics, where it keeps any.
+    observe: Callable[[Params, Array, Array], Params] = _observe_nothing
+
+
+class Rollout(NamedTuple):
+    """One episode. Callers vmap to [N, T, ...] and [B, N, T, ...]."""
+
+    inputs: PolicyInput  # [T, ...]
+    action: Array  # [T, A] float or [T] int32
+    log_prob: Array  # [T] of the behaviour policy
+    reward: Array  # [T]; 0 where not `mask`
+    terminated: Array  # [T] bool: this step reached a terminal state
+    mask: Array  # [T] float: 1 up to and including the terminal step, 0 after it
+    value: Array  # [T] the critic's estimates while sampling
+    last_value: Array  # [] the critic's estimate of the observation after the last step
+
+
+class Adapted(NamedTuple):
+    """A policy adapted to one task: gradient methods change `params`, memory methods change `carry`."""
+
+    params: Params
+    carry: PyTree
+
+
+class AdaptInfo(NamedTuple):
+    """What adaptation saw.
+
+    Attributes:
+      returns: [K] mean undiscounted return of the episodes collected before each adaptation step.
+      data: what `InnerLoop.replay` needs, leading axis [K].
+    """
+
+    returns: Array
+    data: PyTree
+
+
+class InnerLoop(NamedTuple):
+    """Adaptation, twice: stepping the environment, and differentiably on stored data.
+
+    `adapt(params, task, key, num_steps)`; `num_steps` is static. `replay(params, data)` repeats the same
+    parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned.
+    """
+
+    adapt: Callable[[Params, Task, Key, int], tuple[Adapted, AdaptInfo]]
+    replay: Callable[[Params, PyTree], Params]
+
+
+class MetaState(NamedTuple):
+    """Everything that a resume needs of an algorithm. A pytree."""
+
+    params: Params
+    opt_state: PyTree
+    step: Array  # [] int32, meta-iterations done
+
+
+class AdaptFn(Protocol):
+    """Type of `MetaAlgorithm.adapt`: (params, task, key, num_steps=None) -> (Adapted, AdaptInfo)."""
+
+    def __call__(
+        self, params: Params, task: Task, key: Key, num_steps: int | None = None
+    ) -> tuple[Adapted, AdaptInfo]:
+        """Adapts to one task; `num_steps` is static, None means as many as in training."""
+        ...
+
+
+class MetaAlgorithm(NamedTuple):
+    """A meta-learner under the one interface that training, evaluation and the CLI see.
+
+    Every `update` reports at least the metrics `return_before` and `return_after` (mean undiscounted
+    return before and after adaptation) and `env_steps` (environment steps taken by this update).
+    """
+
+    init: Callable[[Key], MetaState]
+    update: Callable[[MetaState, Task, Key], tuple[MetaState, Metrics]]  # tasks [B]
+    adapt: AdaptFn
+    policy: Policy
