@@ -1,0 +1,1 @@
+"""Gradient-based meta-learning: adaptation changes the parameters."""

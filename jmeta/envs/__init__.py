@@ -1,0 +1,7 @@
+"""Environments: pure functions of a key, a state, an action and a task."""
+
+from jmeta.envs.point_mass import point_mass
+from jmeta.envs.tabular_mdp import tabular_mdp
+from jmeta.envs.wrappers import clip_actions, discretize_actions
+
+__all__ = ["clip_actions", "discretize_actions", "point_mass", "tabular_mdp"]

@@ -1,0 +1,48 @@
+"""A point that moves in the plane, for rewards that depend on where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from jmeta.envs.wrappers import clip_actions
+from jmeta.types import Array, Continuous, Env, EnvSpec, Key, Task, TimeStep
+
+MAX_STEP = 0.1  # largest change of a coordinate in one step
+
+
+def point_mass(
+    *,
+    horizon: int,
+    reward: Callable[[Array, Task], Array],
+    terminated: Callable[[Array, Task], Array] | None = None,
+) -> Env:
+    """Makes a point in the plane that starts at the origin and moves by `0.1 * clip(action, -1, 1)`.
+
+    Args:
+      horizon: steps in an episode.
+      reward: `(position [2], task) -> []`, of the position after the step.
+      terminated: `(position [2], task) -> [] bool`, of the position after the step; None never terminates.
+
+    Returns:
+      The environment: its observation and its state are the position [2].
+
+    Raises:
+      ValueError: if the horizon is not positive.
+    """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
+
+    def reset(key: Key, task: Task) -> tuple[Array, TimeStep]:
+        del key, task
+        position = jnp.zeros(2)
+        return position, TimeStep(position, jnp.zeros(()), jnp.array(False))
+
+    def step(key: Key, state: Array, action: Array, task: Task) -> tuple[Array, TimeStep]:
+        del key
+        position = state + MAX_STEP * action
+        end = jnp.array(False) if terminated is None else terminated(position, task)
+        return position, TimeStep(position, reward(position, task), end)
+
+    return clip_actions(Env(reset, step, EnvSpec(obs_size=2, action=Continuous(2), horizon=horizon)))

@@ -1,0 +1,53 @@
+"""A finite Markov decision process whose task is its tables."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
+
+
+class TabularTask(NamedTuple):
+    """The tables of a Markov decision process of S states and A actions."""
+
+    transition: Array  # [S, A, S] probability of the next state, given state and action
+    reward: Array  # [S, A] reward of an action in a state
+
+
+def tabular_mdp(*, num_states: int, num_actions: int, horizon: int) -> Env:
+    """Makes a finite Markov decision process that starts in state 0 and never terminates.
+
+    The reward of a step is `reward[state, action]`, of the state in which the action is taken, without noise.
+
+    Args:
+      num_states: S.
+      num_actions: A.
+      horizon: steps in an episode.
+
+    Returns:
+      The environment: its task is a `TabularTask`, its state the index of a state, its observation the state
+      as a one-hot vector [S].
+
+    Raises:
+      ValueError: if an argument is not positive.
+    """
+    for argument, value in {"num_states": num_states, "num_actions": num_actions, "horizon": horizon}.items():
+        if value < 1:
+            raise ValueError(f"{argument} must be at least 1, got {value}")
+
+    def observe(state: Array, reward: Array) -> TimeStep:
+        return TimeStep(jax.nn.one_hot(state, num_states), reward, jnp.array(False))
+
+    def reset(key: Key, task: TabularTask) -> tuple[Array, TimeStep]:
+        del key, task
+        state = jnp.zeros((), jnp.int32)
+        return state, observe(state, jnp.zeros(()))
+
+    def step(key: Key, state: Array, action: Array, task: TabularTask) -> tuple[Array, TimeStep]:
+        next_state = jax.random.categorical(key, jnp.log(task.transition[state, action]))
+        return next_state.astype(jnp.int32), observe(next_state, task.reward[state, action])
+
+    return Env(reset, step, EnvSpec(obs_size=num_states, action=Discrete(num_actions), horizon=horizon))

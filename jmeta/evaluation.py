@@ -1,0 +1,115 @@
+"""Evaluation: adapt to fresh tasks, then act; returns over adaptation steps with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import scipy.stats
+
+from jmeta import parallel, rollouts
+from jmeta.types import Array, Key, MetaAlgorithm, Params, Task, TaskFamily
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Undiscounted returns after 0..k adaptation steps on fresh tasks.
+
+    Attributes:
+      returns: [tasks, k + 1] mean return over the episodes of a task.
+      steps: 0..k.
+      return_mean: [k + 1] mean over the tasks.
+      return_low: [k + 1] lower end of the 95 % bootstrap interval of the mean.
+      return_high: [k + 1] its upper end.
+    """
+
+    returns: np.ndarray
+    steps: list[int]
+    return_mean: list[float]
+    return_low: list[float]
+    return_high: list[float]
+
+    @property
+    def num_tasks(self) -> int:
+        return self.returns.shape[0]
+
+
+def evaluate(
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    params: Params,
+    key: Key,
+    *,
+    num_tasks: int = 100,
+    num_steps: int = 3,
+    num_episodes: int = 20,
+    heldout: bool = False,
+) -> Evaluation:
+    """Adapts to fresh tasks and measures the return after every adaptation step.
+
+    The return after step k < `num_steps` is that of the episodes which the next step adapts on; the
+    return after the last is that of `num_episodes` more.
+
+    Args:
+      algorithm: any meta-learner.
+      family: the tasks.
+      params: meta-parameters.
+      key: consumed; tasks and episodes are fresh for a fresh key.
+      num_tasks: fresh tasks; a multiple of the devices of the mesh that is set.
+      num_steps: k, adaptation steps.
+      num_episodes: episodes after the last step.
+      heldout: draw from the family's held-out split.
+
+    Raises:
+      ValueError: a count is out of its range, or not divided by the devices.
+    """
+    for name, value, least in (("num_steps", num_steps, 0), ("num_episodes", num_episodes, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    parallel.check_divisible(num_tasks, parallel.num_devices())
+    block = parallel.tasks_per_block(num_episodes)
+
+    def one_task(params: Params, task: Task, key: Key) -> Array:
+        key_adapt, key_act = jax.random.split(key)
+        adapted, info = algorithm.adapt(params, task, key_adapt, num_steps)
+        final = rollouts.batch(family.env, algorithm.policy, adapted, task, key_act, num_episodes)
+        return jax.numpy.append(info.returns, rollouts.returns(final).mean())
+
+    @jax.jit
+    def all_tasks(params: Params, key: Key) -> Array:
+        key_tasks, key_run = jax.random.split(key)
+        sample = family.sample_heldout if heldout else family.sample
+        tasks = jax.vmap(sample)(parallel.task_keys(key_tasks, num_tasks))
+        return parallel.map_tasks(one_task, params, tasks, parallel.task_keys(key_run, num_tasks), block=block)
+
+    return summarize(np.asarray(all_tasks(params, key)))
+
+
+def summarize(returns: np.ndarray) -> Evaluation:
+    """Means over the tasks with 95 % bootstrap intervals.
+
+    Args:
+      returns: [tasks, k + 1].
+    """
+    mean, low, high = bootstrap_mean(returns)
+    return Evaluation(returns, list(range(returns.shape[1])), mean.tolist(), low.tolist(), high.tolist())
+
+
+def bootstrap_mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over axis 0 and its 95 % percentile-bootstrap interval (`scipy.stats.bootstrap`).
+
+    Args:
+      samples: [samples, ...]; a single sample has no interval: both ends are NaN.
+
+    Returns:
+      mean, low, high: [...] each.
+    """
+    samples = samples.astype(np.float64)
+    mean = samples.mean(0)
+    if len(samples) == 1:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    interval = scipy.stats.bootstrap(
+        (samples,), np.mean, method="percentile", n_resamples=5000, rng=0, batch=500
+    ).confidence_interval
+    return mean, interval.low, interval.high

@@ -1,0 +1,1 @@
+"""Inner loops: adaptation, and its differentiable replay on stored data."""

@@ -1,0 +1,110 @@
+"""Outer optimisers: optax transformations, by name. Each factory declares its hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import optax
+
+from jmeta.optimizers.skip_nonfinite import skip_nonfinite
+from jmeta.optimizers.trpo import trpo
+from jmeta.types import Params
+
+
+def sgd(
+    *, learning_rate: float = 0.1, momentum: float = 0.0, max_grad_norm: float | None = None
+) -> optax.GradientTransformation:
+    """Gradient descent, with heavy-ball momentum where `momentum` > 0.
+
+    Args:
+      learning_rate: step size.
+      momentum: decay of the momentum, in [0, 1).
+      max_grad_norm: bound on the gradient's global norm; None for no bound.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum}; must be at least 0 and below 1.")
+    return _clipped(optax.sgd(_positive(learning_rate), momentum or None), max_grad_norm)
+
+
+def adam(*, learning_rate: float = 1e-3, max_grad_norm: float | None = None) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015).
+
+    Args:
+      learning_rate: step size.
+      max_grad_norm: bound on the gradient's global norm; None for no bound.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    return _clipped(optax.adam(_positive(learning_rate)), max_grad_norm)
+
+
+def adamw(
+    *, learning_rate: float = 1e-3, weight_decay: float = 1e-4, max_grad_norm: float | None = None
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), of matrices alone.
+
+    Biases, log standard deviations and observation statistics do not decay.
+
+    Args:
+      learning_rate: step size.
+      weight_decay: what is taken off a weight per update, as a fraction of `learning_rate` times it.
+      max_grad_norm: bound on the gradient's global norm; None for no bound.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    if not weight_decay >= 0:
+        raise ValueError(f"weight_decay is {weight_decay}; must not be negative.")
+
+    def is_matrix(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    optimizer = optax.adamw(_positive(learning_rate), weight_decay=weight_decay, mask=is_matrix)
+    return _clipped(optimizer, max_grad_norm)
+
+
+def rmsprop(
+    *, learning_rate: float = 1e-3, max_grad_norm: float | None = None
+) -> optax.GradientTransformation:
+    """RMSProp (Tieleman and Hinton 2012).
+
+    Args:
+      learning_rate: step size.
+      max_grad_norm: bound on the gradient's global norm; None for no bound.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    return _clipped(optax.rmsprop(_positive(learning_rate)), max_grad_norm)
+
+
+REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "trpo": trpo,
+}
+
+__all__ = ["REGISTRY", "adam", "adamw", "rmsprop", "sgd", "skip_nonfinite", "trpo"]
+
+
+def _positive(learning_rate: float) -> float:
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate is {learning_rate}; must be positive.")
+    return learning_rate
+
+
+def _clipped(
+    optimizer: optax.GradientTransformation, max_grad_norm: float | None
+) -> optax.GradientTransformation:
+    if max_grad_norm is None:
+        return optimizer
+    if not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm is {max_grad_norm}; must be positive, or None for no bound.")
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer)

@@ -1,0 +1,167 @@
+"""Trust-region policy optimisation as an optax transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+
+from jmeta.types import Array, Params, PyTree
+
+# Conjugate gradient stops once the squared residual has shrunk this far: float32 knows no more.
+_CG_TOLERANCE = 1e-10
+
+
+class TrpoState(NamedTuple):
+    """Diagnostics of the last update, and the count of rejected ones."""
+
+    step_fraction: Array  # [] float32, the fraction of the full step that was taken; 0 when rejected
+    kl: Array  # [] float32, KL divergence of the step that was taken; 0 when rejected
+    rejected: Array  # [] int32, updates so far that changed nothing
+
+
+def trpo(
+    *,
+    max_kl: float = 0.01,
+    cg_iterations: int = 10,
+    cg_damping: float = 0.01,
+    backtrack_ratio: float = 0.8,
+    max_backtracks: int = 15,
+) -> optax.GradientTransformationExtraArgs:
+    """The natural-gradient step that reaches the KL bound, with a backtracking line search.
+
+    Schulman et al. 2015, appendix C. Differences: the step that fits the bound is computed from the damped
+    curvature, as in the authors' code, and a line search that finds no candidate with a smaller loss within
+    the bound, or that meets nothing but non-finite numbers, rejects the step: the update is 0.
+
+    `update(grads, state, params, *, value_and_kl_fn, kl_hvp_fn)` needs two more arguments:
+      value_and_kl_fn: params -> (loss [], kl []), the loss that is minimised and the KL divergence from the
+        current policy to the one at `params`, both on fixed data.
+      kl_hvp_fn: vector -> vector, the product of that divergence's Hessian at the current parameters.
+    `grads` is the gradient of the loss.
+
+    Args:
+      max_kl: bound on the KL divergence, in nats.
+      cg_iterations: most iterations of conjugate gradient; one Hessian-vector product each.
+      cg_damping: added to the Hessian's diagonal.
+      backtrack_ratio: each candidate step is this fraction of the one before.
+      max_backtracks: most candidates after the full step.
+
+    Returns:
+      The transformation; its state is `TrpoState`.
+
+    Raises:
+      ValueError: an argument is out of its range; at `update`, one of the functions or `params` is missing.
+    """
+    if not max_kl > 0:
+        raise ValueError(f"max_kl is {max_kl}; must be positive.")
+    if cg_iterations < 1:
+        raise ValueError(f"cg_iterations is {cg_iterations}; must be at least 1.")
+    if not cg_damping >= 0:
+        raise ValueError(f"cg_damping is {cg_damping}; must not be negative.")
+    if not 0 < backtrack_ratio < 1:
+        raise ValueError(f"backtrack_ratio is {backtrack_ratio}; must be between 0 and 1.")
+    if max_backtracks < 0:
+        raise ValueError(f"max_backtracks is {max_backtracks}; must not be negative.")
+
+    def init(params: Params) -> TrpoState:
+        del params
+        return TrpoState(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+
+    def update(
+        grads: PyTree,
+        state: TrpoState,
+        params: Params | None = None,
+        *,
+        value_and_kl_fn: Callable[[Params], tuple[Array, Array]] | None = None,
+        kl_hvp_fn: Callable[[PyTree], PyTree] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, TrpoState]:
+        del extra_args
+        if params is None or value_and_kl_fn is None or kl_hvp_fn is None:
+            raise ValueError("trpo's update needs params, value_and_kl_fn and kl_hvp_fn; one is missing.")
+
+        # One flat vector: loops over many tiny leaves are slow.
+        flat_params, unravel = ravel_pytree(params)
+        gradient, _ = ravel_pytree(grads)
+
+        def damped_hvp(vector: Array) -> Array:
+            return ravel_pytree(kl_hvp_fn(unravel(vector)))[0] + cg_damping * vector
+
+        direction, curvature = _conjugate_gradient(damped_hvp, gradient, cg_iterations)
+        full_step = -direction * jnp.sqrt(2 * max_kl / curvature)
+        loss_before, _ = value_and_kl_fn(params)
+
+        def searching(search: _LineSearch) -> Array:
+            return ~search.accepted & (search.num_tried <= max_backtracks)
+
+        def try_next(search: _LineSearch) -> _LineSearch:
+            fraction = jnp.float32(backtrack_ratio) ** search.num_tried
+            loss, kl = value_and_kl_fn(unravel(flat_params + fraction.astype(full_step.dtype) * full_step))
+            # Comparisons with NaN are false.
+            accepted = (loss < loss_before) & jnp.isfinite(loss) & (kl <= max_kl)
+            return _LineSearch(search.num_tried + 1, accepted, fraction, kl.astype(jnp.float32))
+
+        # Without a finite step there is nothing to try.
+        has_step = jnp.all(jnp.isfinite(full_step))
+        none_tried = _LineSearch(
+            jnp.where(has_step, 0, max_backtracks + 1), jnp.array(False), state.step_fraction, state.kl
+        )
+        search = jax.lax.while_loop(searching, try_next, none_tried)
+
+        fraction = jnp.where(search.accepted, search.fraction, 0)
+        step = jnp.where(search.accepted, fraction.astype(full_step.dtype) * full_step, 0)
+        new_state = TrpoState(
+            step_fraction=fraction,
+            kl=jnp.where(search.accepted, search.kl, 0),
+            rejected=state.rejected + ~search.accepted,
+        )
+        return unravel(step), new_state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _LineSearch(NamedTuple):
+    num_tried: Array  # [] int32
+    accepted: Array  # [] bool, of the last candidate
+    fraction: Array  # [] float32, of the last candidate
+    kl: Array  # [] float32, of the last candidate
+
+
+def _conjugate_gradient(
+    product: Callable[[Array], Array], b: Array, max_iterations: int
+) -> tuple[Array, Array]:
+    """Solves A x = b for a positive definite A, from x = 0.
+
+    Args:
+      product: vector [P] -> A vector [P].
+      b: [P].
+      max_iterations: most iterations.
+
+    Returns:
+      x: [P].
+      curvature: [] x^T A x, from the residual: no further product.
+    """
+    squared_norm = jnp.vdot(b, b)
+
+    def unsolved(carry: tuple[Array, ...]) -> Array:
+        iteration, _, _, _, squared_residual = carry
+        return (iteration < max_iterations) & (squared_residual > _CG_TOLERANCE * squared_norm)
+
+    def iterate(carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        iteration, x, residual, search, squared_residual = carry
+        image = product(search)
+        length = squared_residual / jnp.vdot(search, image)
+        x = x + length * search
+        residual = residual - length * image
+        new_squared_residual = jnp.vdot(residual, residual)
+        search = residual + new_squared_residual / squared_residual * search
+        return iteration + 1, x, residual, search, new_squared_residual
+
+    start: tuple[Array, ...] = (jnp.int32(0), jnp.zeros_like(b), b, b, squared_norm)
+    _, x, residual, _, _ = jax.lax.while_loop(unsolved, iterate, start)
+    return x, jnp.vdot(x, b - residual)

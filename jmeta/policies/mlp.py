@@ -1,0 +1,125 @@
+"""A memoryless policy: a multilayer perceptron."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import distributions
+from jmeta.policies import normalized
+from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "swish": jax.nn.swish,
+}
+
+
+class Dense(NamedTuple):
+    """One affine layer."""
+
+    kernel: Array  # [inputs, outputs]
+    bias: Array  # [outputs]
+
+
+def mlp(
+    spec: EnvSpec,
+    *,
+    hidden: tuple[int, ...] = (64, 64),
+    activation: str = "tanh",
+    init_log_std: float = -0.5,
+    min_log_std: float = -3.0,
+    critic: bool = False,
+    normalize_observations: bool = False,
+) -> Policy:
+    """A perceptron on the observation alone: normal for continuous actions, categorical for discrete ones.
+
+    Orthogonal initialisation (gain sqrt(2), 0.01 for the last policy layer, 1 for the last critic layer) and
+    a log standard deviation that does not depend on the state, as is common for PPO (Andrychowicz et al.
+    2021).
+
+    Args:
+      spec: the environment's.
+      hidden: sizes of the hidden layers.
+      activation: "tanh", "relu", "elu" or "swish".
+      init_log_std: initial log standard deviation; continuous actions only.
+      min_log_std: lower bound on it. It holds for every set of parameters, the adapted ones too; below it
+        the gradient of the log standard deviation is 0.
+      critic: whether to estimate values, by a second perceptron of the same sizes; else they are 0.
+      normalize_observations: whether to keep and use observation statistics, `policies.normalized`.
+
+    Returns:
+      The policy; its carry is empty and its params are a dict of "policy", "log_std" (continuous actions
+      only) and "critic" (where there is one).
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    hidden = tuple(hidden)
+    if not hidden or any(size < 1 for size in hidden):
+        raise ValueError(f"hidden is {hidden}; must be one or more positive layer sizes.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; must be one of {sorted(ACTIVATIONS)}.")
+    if not (math.isfinite(min_log_std) and math.isfinite(init_log_std) and min_log_std <= init_log_std):
+        raise ValueError(
+            f"init_log_std is {init_log_std} and min_log_std is {min_log_std}; "
+            "both must be finite and init_log_std no smaller than min_log_std."
+        )
+    continuous = isinstance(spec.action, Continuous)
+    num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
+    nonlinearity = ACTIVATIONS[activation]
+
+    def init(key: Key) -> Params:
+        key_policy, key_critic = jax.random.split(key)
+        params: dict[str, PyTree] = {
+            "policy": _init_layers(key_policy, (spec.obs_size, *hidden, num_outputs), last_gain=0.01)
+        }
+        if continuous:
+            params["log_std"] = jnp.full((num_outputs,), init_log_std, dtype=float)
+        if critic:
+            params["critic"] = _init_layers(key_critic, (spec.obs_size, *hidden, 1), last_gain=1.0)
+        return params
+
+    def apply(params: Params, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
+        """One step, or a leading [T] of them: nothing here depends on time."""
+        obs = inputs.obs
+        output: PyTree = _apply_layers(params["policy"], obs, nonlinearity)
+        if continuous:
+            log_std = jnp.maximum(params["log_std"], min_log_std)
+            output = distributions.NormalParams(output, jnp.broadcast_to(log_std, output.shape))
+        if critic:
+            value = _apply_layers(params["critic"], obs, nonlinearity)[..., 0]
+        else:
+            value = jnp.zeros(obs.shape[:-1], obs.dtype)
+        return carry, PolicyOutput(output, value)
+
+    policy = Policy(
+        init=init,
+        initial_carry=lambda: (),
+        step=apply,
+        unroll=apply,
+        distribution=distributions.for_action(spec.action),
+    )
+    return normalized.normalize_observations(policy, spec) if normalize_observations else policy
+
+
+def _init_layers(key: Key, sizes: tuple[int, ...], *, last_gain: float) -> tuple[Dense, ...]:
+    gains = [math.sqrt(2)] * (len(sizes) - 2) + [last_gain]
+    keys = jax.random.split(key, len(gains))
+    return tuple(
+        Dense(jax.nn.initializers.orthogonal(gain)(key_layer, shape, float), jnp.zeros(shape[1], float))
+        for key_layer, gain, shape in zip(keys, gains, itertools.pairwise(sizes), strict=True)
+    )
+
+
+def _apply_layers(layers: tuple[Dense, ...], x: Array, activation: Callable[[Array], Array]) -> Array:
+    for layer in layers[:-1]:
+        x = activation(x @ layer.kernel + layer.bias)
+    return x @ layers[-1].kernel + layers[-1].bias

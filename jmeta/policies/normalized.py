@@ -1,0 +1,83 @@
+"""Observation normalisation around any policy."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import Array, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
+
+_CLIP = 10.0
+_EPSILON = 1e-8  # added to the variance
+
+
+class ObservationStatistics(NamedTuple):
+    """Moments of the observations seen so far."""
+
+    num: Array  # [] float, observations seen
+    mean: Array  # [D]
+    sum_of_squares: Array  # [D] of the deviations from the mean
+
+
+class NormalizedParams(NamedTuple):
+    """Parameters of a normalising policy. Gradients with respect to `statistics` are 0."""
+
+    policy: Params
+    statistics: ObservationStatistics
+
+
+def normalize_observations(policy: Policy, spec: EnvSpec) -> Policy:
+    """Gives `policy` observations of mean 0 and variance 1, clipped to [-10, 10].
+
+    The statistics are part of the parameters, change in `observe` alone, and pass no gradient: adaptation and
+    the outer optimiser leave them as they are. Before the first `observe` the policy sees raw observations.
+
+    Args:
+      policy: the policy to wrap.
+      spec: the environment's.
+
+    Returns:
+      A policy whose params are `NormalizedParams`.
+    """
+
+    def init(key: Key) -> NormalizedParams:
+        zeros = jnp.zeros((spec.obs_size,), float)
+        return NormalizedParams(policy.init(key), ObservationStatistics(jnp.zeros((), float), zeros, zeros))
+
+    def step(params: NormalizedParams, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
+        return policy.step(params.policy, carry, _normalized(params.statistics, inputs))
+
+    def unroll(params: NormalizedParams, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
+        return policy.unroll(params.policy, carry, _normalized(params.statistics, inputs))
+
+    def observe(params: NormalizedParams, obs: Array, mask: Array) -> NormalizedParams:
+        return params._replace(statistics=_merge(params.statistics, obs, mask))
+
+    return policy._replace(init=init, step=step, unroll=unroll, observe=observe)
+
+
+def _normalized(statistics: ObservationStatistics, inputs: PolicyInput) -> PolicyInput:
+    num, mean, sum_of_squares = jax.lax.stop_gradient(statistics)
+    std = jnp.sqrt(sum_of_squares / jnp.maximum(num, 1) + _EPSILON)
+    obs = jnp.clip((inputs.obs - mean) / std, -_CLIP, _CLIP)
+    return inputs._replace(obs=jnp.where(num > 0, obs, inputs.obs))
+
+
+def _merge(statistics: ObservationStatistics, obs: Array, mask: Array) -> ObservationStatistics:
+    """Moments of the old and the new observations together (Chan et al. 1983, eqs. 2.1)."""
+    num, mean, sum_of_squares = statistics
+    obs = obs.reshape(-1, obs.shape[-1])
+    valid = (mask.reshape(-1) > 0)[:, None]
+    new_num = jnp.sum(valid, dtype=num.dtype)
+    new_mean = jnp.sum(jnp.where(valid, obs, 0), axis=0) / jnp.maximum(new_num, 1)
+    new_sum_of_squares = jnp.sum(jnp.where(valid, jnp.square(obs - new_mean), 0), axis=0)
+    delta = new_mean - mean
+    total = num + new_num
+    new_share = new_num / jnp.maximum(total, 1)
+    return ObservationStatistics(
+        num=total,
+        mean=mean + delta * new_share,
+        sum_of_squares=sum_of_squares + new_sum_of_squares + jnp.square(delta) * num * new_share,
+    )

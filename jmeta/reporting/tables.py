@@ -1,0 +1,47 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+
+def adaptation_table(
+    steps: Sequence[int],
+    return_mean: Sequence[float],
+    return_low: Sequence[float],
+    return_high: Sequence[float],
+    *,
+    title: str | None = None,
+) -> Table:
+    """Return after each number of adaptation steps, with its interval.
+
+    Args:
+      steps: [S] adaptation steps done.
+      return_mean: [S] mean undiscounted return over tasks.
+      return_low: [S] lower end of its 95 % interval.
+      return_high: [S] upper end.
+      title: above the table.
+    """
+    table = Table(title=title, title_justify="left")
+    for heading in ("adaptation steps", "mean return", "95 % interval"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for step, mean, low, high in zip(steps, return_mean, return_low, return_high, strict=True):
+        table.add_row(str(step), f"{mean:.2f}", f"[{low:.2f}, {high:.2f}]".replace("[", r"\["))
+    return table
+
+
+def components_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    """Names and one-line descriptions.
+
+    Args:
+      title: what they are.
+      rows: (name, description) each.
+    """
+    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2))
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column()
+    for name, description in rows:
+        table.add_row(name, description)
+    return table

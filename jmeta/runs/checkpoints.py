@@ -1,0 +1,119 @@
+"""Checkpoints: trees of arrays on disk. The only importer of orbax.
+
+A checkpoint is the folder `<iteration>` under the root. It is written under a temporary name and renamed when
+whole, so a process killed at any moment leaves complete checkpoints and, at most, a temporary that is ignored
+and removed by the next `save`. Orbax writes the arrays; what is complete is decided here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+
+from jmeta.types import PyTree
+
+_KEEP = 3
+_MANIFEST = "manifest.json"  # written last: its presence means that everything else was
+
+
+def save(root: pathlib.Path, iteration: int, tree: PyTree) -> None:
+    """Writes a checkpoint and removes all but the last three.
+
+    Args:
+      root: the folder of the checkpoints.
+      iteration: meta-iterations done.
+      tree: of arrays, typed keys and Python numbers.
+    """
+    temporary, final = root / f"tmp-{iteration}", root / str(iteration)
+    _remove(temporary)
+    names, leaves, _ = _flatten(tree)
+    arrays = {f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.device_get(leaves))}
+    _orbax().save(temporary.absolute(), arrays)
+    manifest = [[name, str(a.dtype), list(a.shape)] for name, a in zip(names, arrays.values(), strict=True)]
+    (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    _remove(final)
+    os.replace(temporary, final)
+    kept = {str(done) for done in _complete(root)[-_KEEP:]}
+    for entry in root.iterdir():
+        if entry.name not in kept:
+            _remove(entry)
+
+
+def restore(root: pathlib.Path, iteration: int, like: PyTree) -> PyTree:
+    """Reads a checkpoint, bit for bit.
+
+    Args:
+      root: the folder of the checkpoints.
+      iteration: one that `latest` returned.
+      like: a tree of the structure, shapes, dtypes and devices of the one that was saved.
+
+    Raises:
+      ValueError: if the checkpoint is damaged or holds another kind of tree.
+    """
+    path = root / str(iteration)
+    names, leaves, treedef = _flatten(like)
+    expected = [[name, str(np.asarray(x).dtype), list(np.shape(x))] for name, x in zip(names, leaves, strict=True)]
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        found = _orbax().restore(path.absolute())
+        arrays = [np.asarray(found[f"{i}"]) for i in range(len(manifest))]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"checkpoint {iteration} is damaged") from error
+    if manifest != expected:
+        difference = next((a or b for a, b in zip(expected, manifest, strict=False) if a != b), "number of leaves")
+        raise ValueError(f"checkpoint {iteration} holds another tree than this run's: {difference}")
+    return treedef.unflatten(map(_like, jax.tree.leaves(like), arrays))
+
+
+def latest(root: pathlib.Path) -> int | None:
+    """The iteration of the last complete checkpoint; None if there is none."""
+    return max(_complete(root), default=None)
+
+
+def _complete(root: pathlib.Path) -> list[int]:
+    """The iterations of the complete checkpoints, ascending."""
+    if not root.is_dir():
+        return []
+    return sorted(int(e.name) for e in root.iterdir() if e.name.isdecimal() and (e / _MANIFEST).is_file())
+
+
+def _remove(path: pathlib.Path) -> None:
+    """Removes a folder, its manifest first: killed half way, the rest counts as incomplete."""
+    (path / _MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _flatten(tree: PyTree) -> tuple[list[str], list[Any], Any]:
+    """Names, leaves with keys as their numbers, and the structure of a tree."""
+    paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path) for path, _ in paths]
+    return names, [jax.random.key_data(x) if _is_key(x) else x for _, x in paths], treedef
+
+
+def _like(leaf: Any, array: np.ndarray) -> Any:
+    """The saved array as the kind of leaf, and where, that `leaf` is."""
+    if _is_key(leaf):
+        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return jax.device_put(key, leaf.sharding)
+    if isinstance(leaf, jax.Array):
+        return jax.device_put(array, leaf.sharding)
+    return array if isinstance(leaf, np.ndarray) else type(leaf)(array)
+
+
+@functools.cache
+def _orbax() -> Any:
+    """Orbax's synchronous checkpointer, one file an array; imported when first needed."""
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))

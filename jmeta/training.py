@@ -1,0 +1,137 @@
+"""The host loop: chunks of meta-iterations in one compiled call, logging and checkpoints between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmeta import parallel
+from jmeta.runs.folder import RunFolder
+from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, TaskFamily
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each chunk."""
+
+    iteration: int  # meta-iterations done
+    iterations: int  # of
+    metrics: dict[str, float]  # of the last one
+    env_steps_per_second: float  # over the chunk
+    seconds_left: float  # at the chunk's rate
+
+
+class TrainState(NamedTuple):
+    """All that an exact resume needs."""
+
+    meta: MetaState
+    key: Key  # of the whole run; iteration i uses fold_in(key, i)
+
+
+def train(
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    *,
+    iterations: int,
+    num_tasks: int = 20,
+    seed: int = 0,
+    log_every: int = 10,
+    checkpoint_every: int = 50,
+    run: RunFolder | None = None,
+    callback: Callable[[Progress], None] | None = None,
+) -> MetaState:
+    """Meta-trains, over all devices of the machine.
+
+    With a `run` it logs and saves there and goes on from the newest checkpoint, if there is one; on a CPU
+    the result is bit for bit that of a run that was never interrupted.
+
+    Args:
+      algorithm: any meta-learner.
+      family: the tasks it trains on, drawn afresh in every iteration.
+      iterations: meta-iterations in all, those before a resume counted in.
+      num_tasks: B, tasks of an iteration; a multiple of the number of devices.
+      seed: of the initial parameters, the tasks and the episodes.
+      log_every: iterations in one compiled call; host work happens between calls.
+      checkpoint_every: iterations between checkpoints, a multiple of `log_every`; the last is always saved.
+      run: the run folder.
+      callback: called after each chunk.
+
+    Returns:
+      The final state.
+
+    Raises:
+      ValueError: a count is out of its range.
+    """
+    for name, value, least in (("iterations", iterations, 0), ("log_every", log_every, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if checkpoint_every < 1 or checkpoint_every % log_every:
+        raise ValueError(f"checkpoint_every must be a multiple of log_every={log_every}, got {checkpoint_every}")
+    mesh = parallel.task_mesh()
+    parallel.check_divisible(num_tasks, mesh.size)
+    with jax.set_mesh(mesh):
+        key_init, key_run = jax.random.split(jax.random.key(seed))
+        state = TrainState(jax.jit(algorithm.init)(key_init), key_run)
+        if run is not None and (saved := run.latest_checkpoint()) is not None:
+            state = run.restore_checkpoint(saved, state)
+            run.truncate_metrics(saved)
+        state = parallel.replicate(state, mesh)
+        chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
+        state, _ = chunk(state, np.int32(0))  # compiles, so that the first rate is a true one
+        done = int(state.meta.step)
+        while done < iterations:
+            started = time.perf_counter()
+            count = min(log_every, iterations - done)
+            state, stacked = chunk(state, np.int32(count))
+            records = _records(jax.device_get(stacked), done, count)
+            done += count
+            seconds = time.perf_counter() - started
+            if run is not None:
+                run.append_metrics(records)
+                if done % checkpoint_every == 0 or done == iterations:
+                    run.save_checkpoint(done, state)
+            if callback is not None:
+                env_steps = sum(record["env_steps"] for record in records)
+                seconds_left = (iterations - done) * seconds / count
+                callback(Progress(done, iterations, records[-1], env_steps / seconds, seconds_left))
+    return state.meta
+
+
+def compile_chunk(
+    algorithm: MetaAlgorithm, family: TaskFamily, *, num_tasks: int, length: int
+) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
+    """A jitted call of up to `length` meta-iterations, its state donated.
+
+    The number of iterations is an argument, so a shorter last chunk does not compile again. Returns the
+    new state and the metrics, each [length]; entries past the count are zero.
+    """
+
+    def iteration(state: TrainState) -> tuple[TrainState, Metrics]:
+        key_tasks, key_update = jax.random.split(jax.random.fold_in(state.key, state.meta.step))
+        tasks = jax.vmap(family.sample)(parallel.task_keys(key_tasks, num_tasks))
+        meta, metrics = algorithm.update(state.meta, tasks, key_update)
+        return TrainState(meta, state.key), metrics
+
+    def chunk(state: TrainState, count: Array) -> tuple[TrainState, Metrics]:
+        shapes = jax.eval_shape(iteration, state)[1]
+        stacked = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+        def body(index: Array, loop: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = iteration(loop[0])
+            return state, jax.tree.map(lambda all_, one: all_.at[index].set(one), loop[1], metrics)
+
+        return jax.lax.fori_loop(0, count, body, (state, stacked))
+
+    return jax.jit(chunk, donate_argnums=0)
+
+
+def _records(stacked: Metrics, done: int, count: int) -> list[dict[str, float]]:
+    """Metrics [length] of a chunk as one record an iteration."""
+    return [
+        {"iteration": done + index + 1} | {name: value[index].item() for name, value in stacked.items()}
+        for index in range(count)
+    ]
