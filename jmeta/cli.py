@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
+import itertools
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, NoReturn
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import docstring_parser
 import tyro
+
+if typing.TYPE_CHECKING:
+    from jmeta.runs.config import Kind, RunConfig
+    from jmeta.runs.folder import RunFolder
+    from jmeta.types import MetaAlgorithm, TaskFamily
 
 USAGE = """\
 usage: jmeta list
@@ -32,13 +40,15 @@ Meta-reinforcement learning in JAX.
 
 `jmeta train ALGORITHM FAMILY --help` and `jmeta evaluate --help` list the flags.
 """
-_KIND_OF_NAME = {"optimizer.name": "optimizer", "policy.name": "policy"}
-_TITLES = {
+_TITLES: dict[Kind, str] = {
     "algorithm": "Algorithms",
     "family": "Task families",
     "policy": "Policies",
     "optimizer": "Optimizers",
 }
+
+
+_Field = tuple[str, Any, Any]  # of a dataclass of flags: name, annotation, dataclasses.field
 
 
 class UserError(Exception):
@@ -60,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(f"error: {error}", 2)
     except KeyboardInterrupt as interrupt:
-        return _fail(" ".join(["interrupted", *map(str, interrupt.args)]), 130)
+        return _fail("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
+    except SystemExit as stop:  # --help, which tyro has printed
+        return int(stop.code or 0)
     return 0
 
 
@@ -107,7 +119,7 @@ def list_components(argv: list[str]) -> None:
     _parse(dataclasses.make_dataclass("List", []), argv, "jmeta list", "Lists what there is.")
     console = Console()
     for kind, title in _TITLES.items():
-        rows = [(name, _summary(make)) for name, make in registry(kind).items()]  # type: ignore[arg-type]
+        rows = [(name, _summary(make)) for name, make in registry(kind).items()]
         console.print(components_table(title, rows))
         console.print()
 
@@ -117,92 +129,324 @@ def list_components(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Resume:
-    """Flags of a run that goes on."""
+    """The one flag of a run that goes on."""
 
     run_dir: str
-    """Folder of the run, which goes on with its own settings."""
-    resume: bool
-    """Go on from the last checkpoint."""
+    """Folder of the run, which goes on from its last checkpoint with its own settings."""
 
 
 def train(argv: list[str]) -> None:
     """Meta-trains in a new run folder, or goes on in an existing one."""
     from rich.console import Console
 
-    from jmeta import runtime
+    from jmeta import training
     from jmeta.reporting.progress import ProgressReporter
-    from jmeta.runs import config as configs
-    from jmeta.runs import folder as folders
+    from jmeta.runs.checkpoints import DamagedRunError
 
-    names = [word for word in argv[:2] if not word.startswith("-")][: 2 if argv[:1] != [] else 0]
     with _user_errors():
-        if "--resume" in argv:
-            flags = _parse(Resume, argv[len(names) :], "jmeta train --resume", "Goes on with a run.")
-            run = folders.RunFolder.open(flags.run_dir)
-            config = run.config
-            own = [config.algorithm["name"], config.family["name"]]
-            if names and names != own:
-                raise ValueError(f"run {flags.run_dir!r} is of {' '.join(own)}, not of {' '.join(names)}")
-            num_tasks_given = False
-        else:
-            if len(names) < 2:
-                raise ValueError("give ALGORITHM and FAMILY first: jmeta train ALGORITHM FAMILY [flags]")
-            config, run_dir = _train_config(names[0], names[1], argv[2:])
-            num_tasks_given = any(re.match(r"--tasks(=|$)", word) for word in argv)
-            folders.check_free(run_dir)
-        training = config.training
-        runtime.configure(num_tasks=None if num_tasks_given else training.num_tasks)
-        _check_devices(training.num_tasks)
-        family, _, algorithm = configs.build(config)
-        if "--resume" not in argv:
-            run = folders.RunFolder.create(run_dir, config)
-
-    from jmeta.training import train as run_training
-
-    console = Console(stderr=True)
-    console.print(f"run folder: {run.path}", soft_wrap=True, highlight=False)
+        run, family, algorithm = _resumed_run(argv) if "--resume" in argv else _new_run(argv)
+    settings = run.config.training
+    console = Console(stderr=True, highlight=False)
+    console.print(f"run folder: {run.path}", soft_wrap=True)
     try:
-        with ProgressReporter(console, training.iterations) as progress:
-            run_training(
-                algorithm, family, **dataclasses.asdict(training), run=run, callback=progress
-            )
+        with ProgressReporter(console, settings.iterations) as report:
+            training.train(algorithm, family, **dataclasses.asdict(settings), run=run, callback=report)
+    except DamagedRunError as error:
+        raise UserError(f"run folder {str(run.path)!r}: {error}") from error
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"; go on with: jmeta train --resume --run-dir {run.path}") from None
+        raise KeyboardInterrupt(f"go on with: jmeta train --resume --run-dir {run.path}") from None
+    console.print(f"evaluate it with: jmeta evaluate {run.path}", soft_wrap=True)
 
 
-def _train_config(algorithm: str, family: str, argv: list[str]) -> tuple[Any, pathlib.Path]:
-    """The configuration and run folder that a preset and the flags ask for."""
+def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]:
+    from jmeta.runs.folder import RunFolder
+
+    argv = [word for word in argv if word != "--resume"]
+    names = _positionals(argv)
+    flags = _parse(Resume, argv[len(names) :], "jmeta train --resume", "Goes on with a run.")
+    run = RunFolder.open(flags.run_dir)
+    own = [run.config.algorithm["name"], run.config.family["name"]]
+    if names not in ([], own):
+        raise ValueError(f"run folder {flags.run_dir!r} is of {' '.join(own)}, not of {' '.join(names)}")
+    family, algorithm = _build(run.config)
+    return run, family, algorithm
+
+
+def _new_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]:
+    from jmeta.runs.folder import RunFolder, check_free
+
+    names = _positionals(argv)
+    if len(names) != 2:
+        raise ValueError("give ALGORITHM and FAMILY first: jmeta train ALGORITHM FAMILY [flags]")
+    config, run_dir = _configure_run(names[0], names[1], argv[2:])
+    path = _fresh_run_dir(config) if run_dir is None else pathlib.Path(run_dir)
+    check_free(path)
+    family, algorithm = _build(config, tasks_given=_value_of("--tasks", argv) is not None)
+    return RunFolder.create(path, config), family, algorithm
+
+
+def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunConfig, str | None]:
+    """The configuration and run folder that the preset and the flags ask for."""
     from jmeta.presets import preset
-    from jmeta.runs import config as configs
+    from jmeta.runs.config import factory, resolve
 
     defaults = preset(algorithm, family)
-    components = {
-        "policy": _component_flags("policy", defaults.policy, argv),
-        "family": _hyperparameter_flags("family", defaults.family, argv),
-    }
-    run_flags = {
-        "iterations": (int, defaults.training.iterations, "meta-iterations in all"),
-        "tasks": (int, defaults.training.num_tasks, "tasks in a meta-batch, a multiple of the devices"),
-        "seed": (int, defaults.training.seed, "of everything random in the run"),
-        "log_every": (int, defaults.training.log_every, "meta-iterations between lines of metrics"),
-        "checkpoint_every": (
-            int,
-            defaults.training.checkpoint_every,
-            "meta-iterations between checkpoints, a multiple of --log-every",
-        ),
-        "run_dir": (str | None, None, "new folder of the run; runs/ALGORITHM-FAMILY-SEED by default"),
-    }
-    own = _hyperparameter_flags("algorithm", defaults.algorithm, argv)
+    training = defaults.training
     fields = [
-        *(_field(name, kind, default, text) for name, (kind, default, text) in run_flags.items()),
-        *own,
-        *((name, kind, dataclasses.field(default_factory=kind)) for name, kind in ()),
-        *(_nested(name, fields) for name, fields in components.items()),
+        _field("iterations", int, training.iterations, "meta-iterations in all"),
+        _field("tasks", int, training.num_tasks, "tasks in a meta-batch, a multiple of the devices"),
+        _field("seed", int, training.seed, "of everything random in the run"),
+        _field("log_every", int, training.log_every, "meta-iterations in one compiled call, then logged"),
+        _field("checkpoint_every", int, training.checkpoint_every, "a multiple of --log-every"),
+        _field("run_dir", str | None, None, "new folder; by default a fresh runs/ALGORITHM-FAMILY-SEED"),
+        *_hyperparameter_fields("algorithm", defaults.algorithm, argv),
+        _component_field("policy", "policy", defaults.policy, argv),
+        _nested_field("family", _hyperparameter_fields("family", defaults.family, argv)),
     ]
-    flags = _parse(
-        _dataclass("Train", fields),
-        argv,
-        f"jmeta train {algorithm} {family}",
-        _summary(configs.factory("algorithm", algorithm)),
+    summary = _summary(factory("algorithm", algorithm))
+    flags = dataclasses.asdict(
+        _parse(_dataclass("train", fields), argv, f"jmeta train {algorithm} {family}", summary)
     )
-    return flags, pathlib.Path()
+    run_dir = flags.pop("run_dir")
+    names = {"tasks": "num_tasks"}
+    run_flags = ("iterations", "tasks", "seed", "log_every", "checkpoint_every")
+    config = resolve(
+        training={names.get(name, name): flags.pop(name) for name in run_flags},
+        policy=flags.pop("policy"),
+        family={"name": family, **flags.pop("family")},
+        algorithm={"name": algorithm, **flags},
+    )
+    return config, run_dir
+
+
+def _fresh_run_dir(config: RunConfig) -> pathlib.Path:
+    name = f"{config.algorithm['name']}-{config.family['name']}-{config.training.seed}"
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for number in numbers if not (path := pathlib.Path("runs", name + number)).exists())
+
+
+def _build(config: RunConfig, *, tasks_given: bool = False) -> tuple[TaskFamily, MetaAlgorithm]:
+    """Starts JAX and builds a configuration; raises ValueError for whatever could not run.
+
+    As many cores are used as divide the tasks, unless the user chose their number: then all.
+    """
+    from jmeta.runs.config import build
+
+    num_tasks = config.training.num_tasks
+    _start(num_tasks, tasks_given)
+    family, _, algorithm = build(config)
+    return family, algorithm
+
+
+def _start(num_tasks: int, given: bool) -> None:
+    import jax
+
+    from jmeta import parallel, runtime
+
+    runtime.configure(num_tasks=None if given or num_tasks < 1 else num_tasks)
+    parallel.check_divisible(num_tasks, len(jax.devices()))
+
+
+# -- jmeta evaluate -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Arguments of `jmeta evaluate`."""
+
+    run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+    """Folder of a run."""
+    tasks: int = 100
+    """Fresh tasks, a multiple of the devices."""
+    steps: int = 3
+    """Adaptation steps."""
+    episodes: int = 20
+    """Episodes of a task after the last step."""
+    split: Literal["train", "heldout"] = "train"
+    """Distribution of the tasks: that of training, or the family's held-out one."""
+    seed: int = 0
+    """Of the tasks and the episodes."""
+
+
+def evaluate(argv: list[str]) -> None:
+    """Adapts a run to fresh tasks, prints the returns and writes them to evaluation.json."""
+    from rich.console import Console
+
+    summary = "Adapts a trained run to fresh tasks and tabulates the returns."
+    flags = _parse(Evaluate, argv, "jmeta evaluate", summary)
+    with _user_errors():
+        from jmeta.runs.config import build
+        from jmeta.runs.folder import RunFolder, write_json
+
+        for name, least in (("steps", 0), ("episodes", 1), ("seed", 0)):
+            if getattr(flags, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, not {getattr(flags, name)}")
+        run = RunFolder.open(flags.run_dir)
+        iteration = run.latest_checkpoint()
+        if iteration is None:
+            raise ValueError(f"run folder {flags.run_dir!r} has no complete checkpoint yet")
+        _start(flags.tasks, _value_of("--tasks", argv) is not None)
+        family, _, algorithm = build(run.config)
+        if flags.split == "heldout" and family.sample_heldout is family.sample:
+            raise ValueError(f"{family.name} has no held-out tasks; use --split train")
+
+        import jax
+
+        from jmeta import evaluation, parallel
+        from jmeta.reporting.tables import adaptation_table
+        from jmeta.training import TrainState
+
+        key = jax.random.key(0)
+        state = run.restore_checkpoint(iteration, TrainState(jax.jit(algorithm.init)(key), key))
+    mesh = parallel.task_mesh()
+    with jax.set_mesh(mesh):
+        result = evaluation.evaluate(
+            algorithm,
+            family,
+            parallel.replicate(state.meta.params, mesh),
+            # Far from the numbers that training folds in, so that equal seeds share no key.
+            jax.random.fold_in(jax.random.key(flags.seed), 2**31 - 1),
+            num_tasks=flags.tasks,
+            num_steps=flags.steps,
+            num_episodes=flags.episodes,
+            heldout=flags.split == "heldout",
+        )
+    record = {
+        "steps": result.steps,
+        "return_mean": result.return_mean,
+        "return_low": result.return_low,
+        "return_high": result.return_high,
+        "num_tasks": flags.tasks,
+        "num_episodes": flags.episodes,
+        "split": flags.split,
+        "seed": flags.seed,
+        "iteration": iteration,
+    }
+    write_json(run.path / "evaluation.json", record)
+    title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
+    table = adaptation_table(
+        result.steps, result.return_mean, result.return_low, result.return_high, title=title
+    )
+    Console().print(table)
+
+
+# -- flags from signatures ----------------------------------------------------------------------------
+
+
+def _summary(make: Callable[..., Any]) -> str:
+    """The first line of a docstring."""
+    return (make.__doc__ or "").strip().split("\n")[0]
+
+
+def _field(name: str, annotation: Any, default: Any, text: str | None = None) -> _Field:
+    """A field of a dataclass of flags; without a default, the flag is required."""
+    annotated = Annotated[annotation, tyro.conf.arg(help=text)]
+    default = tuple(default) if isinstance(default, list) else default
+    return (
+        name,
+        annotated,
+        dataclasses.field(default=dataclasses.MISSING if default is inspect.Parameter.empty else default),
+    )
+
+
+def _dataclass(name: str, fields: list[_Field]) -> type:
+    return dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
+
+
+def _nested_field(name: str, fields: list[_Field]) -> _Field:
+    """A group of flags `--name.field`."""
+    return name, _dataclass(name, fields), dataclasses.field()
+
+
+def _component_field(kind: Kind, name: str, default: Mapping[str, Any], argv: list[str]) -> _Field:
+    """Flags of a component: its `--name.name`, and the hyperparameters of the one that `argv` names."""
+    from jmeta.runs.config import registry
+
+    chosen = _value_of(f"--{name}.name", argv) or default["name"]
+    component = default if chosen == default["name"] else {"name": chosen}
+    names = Literal[tuple(registry(kind))]  # type: ignore[valid-type]
+    own = _hyperparameter_fields(kind, component, argv)
+    return _nested_field(name, [_field("name", names, chosen, f"which {kind}"), *own])
+
+
+def _hyperparameter_fields(kind: Kind, component: Mapping[str, Any], argv: list[str]) -> list[_Field]:
+    """One field for each keyword of a component's factory; defaults are the component's values."""
+    from jmeta.runs import config
+
+    make = config.factory(kind, component["name"])
+    texts = {p.arg_name: p.description for p in docstring_parser.parse(make.__doc__ or "").params}
+    fields = []
+    for name, (annotation, default) in config.hyperparameters(make).items():
+        value = component.get(name, default)
+        if config.is_optimizer(annotation):
+            fields.append(_component_field("optimizer", name, value, argv))
+            continue
+        if config.is_optimizer_factory(annotation):
+            annotation = Literal[tuple(config.learning_rate_optimizers())]
+        fields.append(_field(name, annotation, value, texts.get(name)))
+    return fields
+
+
+# -- words --------------------------------------------------------------------------------------------
+
+
+def _positionals(argv: list[str]) -> list[str]:
+    """Up to two leading words that are not flags."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), argv[:2]))
+
+
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    """The last value given to a flag, as `--flag value` or `--flag=value`."""
+    value = None
+    for index, word in enumerate(argv):
+        if word == flag:
+            value = argv[index + 1] if index + 1 < len(argv) else None
+        elif word.startswith(flag + "="):
+            value = word.removeprefix(flag + "=")
+    return value
+
+
+def _parse(flags: type, argv: list[str], prog: str, description: str) -> Any:
+    """Parses words into a dataclass; raises UserError with one line where tyro prints a box."""
+    known = _flag_names(flags)
+    for word in argv:
+        name = word.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known:
+            from jmeta.runs.config import unknown
+
+            raise UserError(unknown("flag", name, known))
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(flags, args=argv, prog=prog, description=description)
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(_unboxed(errors.getvalue())) from None
+        raise
+
+
+def _unboxed(text: str) -> str:
+    """What Tyro's box says between its title and its next rule, as one line."""
+
+    def is_rule(line: str) -> bool:
+        return not line.strip("─-")
+
+    text = re.sub(r"\x1b\[[\d;]*m", "", text)
+    _, *lines = (line.strip(" │╭╮╰╯") for line in text.splitlines())
+    body = itertools.dropwhile(is_rule, lines)  # without UTF-8 the title has a rule under it
+    return " ".join(itertools.takewhile(lambda line: not is_rule(line), body))
+
+
+def _flag_names(flags: Any, prefix: str = "") -> list[str]:
+    """Every flag that a dataclass of flags has."""
+    names = ["--help"] if not prefix else []
+    for name, annotation in typing.get_type_hints(flags).items():
+        flag = prefix + name.replace("_", "-")
+        if dataclasses.is_dataclass(annotation):
+            names += _flag_names(annotation, f"{flag}.")
+        else:
+            names += [f"--{flag}"]
+            if annotation is bool:
+                *group, last = flag.split(".")
+                names += ["--" + ".".join([*group, f"no-{last}"])]
+    return names

@@ -32,6 +32,7 @@ class Evaluation:
 
     @property
     def num_tasks(self) -> int:
+        """Number of fresh tasks."""
         return self.returns.shape[0]
 
 
@@ -81,7 +82,8 @@ def evaluate(
         key_tasks, key_run = jax.random.split(key)
         sample = family.sample_heldout if heldout else family.sample
         tasks = jax.vmap(sample)(parallel.task_keys(key_tasks, num_tasks))
-        return parallel.map_tasks(one_task, params, tasks, parallel.task_keys(key_run, num_tasks), block=block)
+        keys = parallel.task_keys(key_run, num_tasks)
+        return parallel.map_tasks(one_task, params, tasks, keys, block=block)
 
     return summarize(np.asarray(all_tasks(params, key)))
 

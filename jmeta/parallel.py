@@ -62,7 +62,9 @@ def task_keys(key: Key, num_tasks: int) -> Key:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_tasks))
 
 
-def map_tasks(fn: Callable[..., PyTree], params: Params, *per_task: PyTree, block: int | None = None) -> PyTree:
+def map_tasks(
+    fn: Callable[..., PyTree], params: Params, *per_task: PyTree, block: int | None = None
+) -> PyTree:
     """`fn(params, *one_task)` for every task.
 
     Args:

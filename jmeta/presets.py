@@ -1,11 +1,10 @@
-"""Settings that learn, for every algorithm on every family: defaults, overridden by family, then by algorithm.
+"""Settings that learn: defaults, overridden by the task family, then by the algorithm.
 
 Only what differs from the factories' own defaults is listed here.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,13 +21,6 @@ _DEFAULTS: dict[str, Any] = {
     "policy": {"name": "mlp", "hidden": [64, 64]},
     "training": {"iterations": 150, "num_tasks": 20},
 }
-_FAMILIES: dict[str, Any] = {
-    "ant-angle": {"training": {"iterations": 200}},
-    "ant-direction": {"training": {"iterations": 200}},
-    "half-cheetah-direction": {},
-    "point-goal": {},
-    "sparse-point-goal": {},
-}
 _META_TRAINED: dict[str, Any] = {
     "algorithm": {
         "optimizer": {"name": "adam", "learning_rate": 3e-3},
@@ -36,11 +28,33 @@ _META_TRAINED: dict[str, Any] = {
         "outer_epochs": 5,
     },
 }
-_ALGORITHMS: dict[str, Any] = {
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "ant-angle": {"training": {"iterations": 200}},
+    "ant-direction": {"training": {"iterations": 200}},
+    "ant-goal": {"training": {"iterations": 200}},
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {
     "maml": _META_TRAINED,
     "pretrain": _META_TRAINED,
     "scratch": {"training": {"iterations": 10}},  # nothing is learned: enough to measure
 }
+
+
+def preset(algorithm: str, family: str) -> RunConfig:
+    """The complete configuration with which an algorithm is trained on a family unless told otherwise.
+
+    Args:
+      algorithm: its name.
+      family: its name.
+
+    Raises:
+      ValueError: if there is no such algorithm or family; it names the nearest.
+    """
+    factory("algorithm", algorithm)
+    factory("family", family)
+    names = {"algorithm": {"name": algorithm}, "family": {"name": family}}
+    return resolve(**_merge(_DEFAULTS, FAMILIES.get(family, {}), ALGORITHMS.get(algorithm, {}), names))
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,25 +64,3 @@ def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in layer.items():
             merged[name] = _merge(merged.get(name, {}), value) if isinstance(value, Mapping) else value
     return merged
-
-
-PRESETS: dict[tuple[str, str], dict[str, Any]] = {
-    (algorithm, family): _merge(
-        {"algorithm": {"name": algorithm}, "family": {"name": family}},
-        _DEFAULTS,
-        _FAMILIES[family],
-        _ALGORITHMS[algorithm],
-    )
-    for algorithm, family in itertools.product(_ALGORITHMS, _FAMILIES)
-}
-
-
-def preset(algorithm: str, family: str) -> RunConfig:
-    """The complete configuration with which an algorithm is trained on a family unless told otherwise.
-
-    Raises:
-      ValueError: if there is no such algorithm or family; it names the nearest.
-    """
-    factory("algorithm", algorithm)
-    factory("family", family)
-    return resolve(**PRESETS[algorithm, family])

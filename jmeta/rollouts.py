@@ -44,7 +44,7 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
             terminated=terminated,
             mask=alive.astype(reward.dtype),
             value=output.value,
-            last_value=None,
+            last_value=output.value,
         )
         next_inputs = PolicyInput(timestep.obs, _encode_action(env, action), reward, terminated, false)
         return (env_state, next_inputs, carry, alive & ~terminated), transition

@@ -27,12 +27,13 @@ def configure(*, num_tasks: int | None = None) -> None:
     Raises:
       RuntimeError: if JAX has already started its devices.
     """
+    settings = jax.config.values
     forced = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if not forced and jax.config.jax_num_cpu_devices < 0:
+    if not forced and settings["jax_num_cpu_devices"] < 0:
         jax.config.update("jax_num_cpu_devices", _num_cpu_devices(_num_cores(), num_tasks))
-    if jax.config.jax_default_matmul_precision is None:
+    if settings["jax_default_matmul_precision"] is None:
         jax.config.update("jax_default_matmul_precision", "highest")
-    if jax.config.jax_compilation_cache_dir is None:
+    if settings["jax_compilation_cache_dir"] is None:
         folder = cache_folder()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jmeta import parallel
 from jmeta.runs.folder import RunFolder
@@ -70,7 +69,9 @@ def train(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if checkpoint_every < 1 or checkpoint_every % log_every:
-        raise ValueError(f"checkpoint_every must be a multiple of log_every={log_every}, got {checkpoint_every}")
+        raise ValueError(
+            f"checkpoint_every must be a multiple of log_every={log_every}, got {checkpoint_every}"
+        )
     mesh = parallel.task_mesh()
     parallel.check_divisible(num_tasks, mesh.size)
     with jax.set_mesh(mesh):
@@ -81,12 +82,12 @@ def train(
             run.truncate_metrics(saved)
         state = parallel.replicate(state, mesh)
         chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
-        state, _ = chunk(state, np.int32(0))  # compiles, so that the first rate is a true one
+        state, _ = chunk(state, jnp.int32(0))  # compiles, so that the first rate is a true one
         done = int(state.meta.step)
         while done < iterations:
             started = time.perf_counter()
             count = min(log_every, iterations - done)
-            state, stacked = chunk(state, np.int32(count))
+            state, stacked = chunk(state, jnp.int32(count))
             records = _records(jax.device_get(stacked), done, count)
             done += count
             seconds = time.perf_counter() - started

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-Factory = TypeVar("Factory", bound=Callable[..., Any])
+from jmeta.types import MetaAlgorithm
+
+Factory = Callable[..., MetaAlgorithm]
 
 
-def hyperparameters_of(source: Callable[..., Any], *, without: tuple[str, ...] = ()) -> Callable[[Factory], Factory]:
-    """Decorates a factory that passes `**hyperparameters` on to `source`.
+def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Callable[[Factory], Factory]:
+    """Gives a factory the keyword-only arguments of `source`, with their defaults.
 
-    Its signature, from which flags and the run's configuration are derived, becomes that of `source`.
+    The signature that users see, and from which flags and a run's configuration are derived, is that of
+    `source`; the factory is called with every argument filled in.
 
     Args:
       source: the factory that declares the hyperparameters.
       without: names that the decorated factory does not have.
     """
+    signature = inspect.signature(source)
+    signature = signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in without])
+    hints = {name: hint for name, hint in typing.get_type_hints(source).items() if name not in without}
 
     def decorate(factory: Factory) -> Factory:
-        signature = inspect.signature(source)
-        kept = [p for name, p in signature.parameters.items() if name not in without]
-        hints = typing.get_type_hints(source)
-        factory.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-        factory.__annotations__ = {name: hint for name, hint in hints.items() if name not in without}
-        return factory
+        @functools.wraps(factory)
+        def complete(*args: Any, **kwargs: Any) -> MetaAlgorithm:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return factory(*bound.args, **bound.kwargs)
+
+        del complete.__wrapped__  # its signature would be found before this one
+        complete.__signature__ = signature  # type: ignore[attr-defined]
+        complete.__annotations__ = hints
+        return complete
 
     return decorate

@@ -38,7 +38,12 @@ def time_limit(*, horizon: int, terminal: bool = False) -> Env:
     Args:
       horizon: steps before the time limit.
       terminal: whether the first step ends in a terminal state.
+
+    Raises:
+      ValueError: if the horizon is not positive.
     """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
 
     def step(obs: Array, action: Array, task: Task) -> tuple[Array, Array, Array]:
         del action, task
@@ -48,7 +53,7 @@ def time_limit(*, horizon: int, terminal: bool = False) -> Env:
 
 
 def observation_reward() -> Env:
-    """One step whose reward is the observation, -1 or +1 with equal probability: the value is the observation."""
+    """One step whose reward is the observation, -1 or +1 at random: the value is the observation."""
 
     def first(key: Key) -> Array:
         return jax.random.rademacher(key, (1,), float)

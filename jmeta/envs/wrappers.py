@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
 from jmeta.types import Array, Continuous, Discrete, Env, Key, PyTree, Task, TimeStep
@@ -71,5 +73,4 @@ def discretize_actions(env: Env, *, bins: int, low: float = -1.0, high: float = 
         digits = action // bins ** jnp.arange(size - 1, -1, -1) % bins  # [size]
         return env.step(key, state, values[digits], task)
 
-    spec = type(env.spec)(obs_size=env.spec.obs_size, action=Discrete(num), horizon=env.spec.horizon)
-    return env._replace(step=step, spec=spec)
+    return env._replace(step=step, spec=dataclasses.replace(env.spec, action=Discrete(num)))

@@ -12,7 +12,20 @@ import optax
 from jmeta import rollouts
 from jmeta.estimators import advantages, baselines
 from jmeta.estimators.surrogates import SURROGATES, PolicyGradientBatch
-from jmeta.types import Adapted, AdaptInfo, Array, InnerLoop, Key, Params, Policy, PyTree, Task, TaskFamily
+from jmeta.types import (
+    Adapted,
+    AdaptInfo,
+    Array,
+    InnerLoop,
+    Key,
+    Params,
+    Policy,
+    PolicyInput,
+    PolicyOutput,
+    PyTree,
+    Task,
+    TaskFamily,
+)
 
 BASELINES = ("linear", "value", "none")
 _VALUE_COEFFICIENT = 0.5
@@ -23,8 +36,8 @@ class PolicyGradient(NamedTuple):
 
     # adapted, task, key -> N episodes with their advantages
     collect: Callable[[Adapted, Task, Key], PolicyGradientBatch]
-    # name of a surrogate -> (params, batch) -> [] loss to minimise
-    loss: Callable[[str], Callable[[Params, PolicyGradientBatch], Array]]
+    # name of a surrogate -> (the policy's output [N, T, ...] on the batch, batch) -> [] loss to minimise
+    loss: Callable[[str], Callable[[PolicyOutput, PolicyGradientBatch], Array]]
 
 
 def estimator(
@@ -86,12 +99,11 @@ def estimator(
             mask=rollout.mask,
         )
 
-    def loss(surrogate: str) -> Callable[[Params, PolicyGradientBatch], Array]:
+    def loss(surrogate: str) -> Callable[[PolicyOutput, PolicyGradientBatch], Array]:
         if surrogate not in SURROGATES:
             raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}, got {surrogate!r}")
 
-        def loss_fn(params: Params, batch: PolicyGradientBatch) -> Array:
-            output = unroll(policy, params, batch.inputs)
+        def loss_fn(output: PolicyOutput, batch: PolicyGradientBatch) -> Array:
             log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, batch.action)
             objective = SURROGATES[surrogate](log_prob, batch, discount=discount, gae_lambda=gae_lambda)
             if baseline != "value":
@@ -122,7 +134,8 @@ def inner_loop(
         differentiated at zero gradients.
       first_order: treat the inner gradients as constants (FOMAML): `replay` then has an identity Jacobian.
     """
-    gradient = symmetric_gradient(source.loss(surrogate))
+    loss = source.loss(surrogate)
+    gradient = symmetric_gradient(lambda params, batch: loss(unroll(policy, params, batch.inputs), batch))
 
     def update(params: Params, opt_state: PyTree, batch: PolicyGradientBatch) -> tuple[Params, PyTree]:
         gradients = gradient(params, batch)
@@ -143,7 +156,8 @@ def inner_loop(
 
     def replay(params: Params, data: PolicyGradientBatch) -> Params:
         def step(loop: PyTree, batch: PolicyGradientBatch) -> tuple[PyTree, None]:
-            return update(*loop, batch), None
+            params, opt_state = loop
+            return update(params, opt_state, batch), None
 
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), data)
         return params
@@ -163,7 +177,7 @@ def symmetric_gradient(loss: Callable[[Params, PyTree], Array]) -> Callable[[Par
         return jax.grad(loss)(params, data)
 
     def forward(params: Params, data: PyTree) -> tuple[Params, tuple[Params, PyTree]]:
-        return gradient(params, data), (params, data)
+        return jax.grad(loss)(params, data), (params, data)
 
     def backward(residuals: tuple[Params, PyTree], cotangent: Params) -> tuple[Params, None]:
         params, data = residuals
@@ -174,9 +188,14 @@ def symmetric_gradient(loss: Callable[[Params, PyTree], Array]) -> Callable[[Par
     return gradient
 
 
-def unroll(policy: Policy, params: Params, inputs: PyTree) -> PyTree:
+def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:
     """The policy's outputs [N, T, ...] on stored inputs [N, T, ...], each episode from a fresh carry."""
     return jax.vmap(lambda one: policy.unroll(params, policy.initial_carry(), one)[1])(inputs)
+
+
+def mean_kl(policy: Policy, old: PyTree, new: PyTree, mask: Array) -> Array:
+    """Mean over the steps of KL(old || new) between distribution parameters [N, T, ...] -> []."""
+    return jnp.sum(mask * jax.vmap(jax.vmap(policy.distribution.kl))(old, new)) / jnp.sum(mask)
 
 
 def mean_return(batch: PolicyGradientBatch) -> Array:

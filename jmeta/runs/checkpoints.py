@@ -8,6 +8,7 @@ and removed by the next `save`. Orbax writes the arrays; what is complete is dec
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -23,6 +24,10 @@ _KEEP = 3
 _MANIFEST = "manifest.json"  # written last: its presence means that everything else was
 
 
+class DamagedRunError(ValueError):
+    """Something in a run folder is not as it was written."""
+
+
 def save(root: pathlib.Path, iteration: int, tree: PyTree) -> None:
     """Writes a checkpoint and removes all but the last three.
 
@@ -34,10 +39,9 @@ def save(root: pathlib.Path, iteration: int, tree: PyTree) -> None:
     temporary, final = root / f"tmp-{iteration}", root / str(iteration)
     _remove(temporary)
     names, leaves, _ = _flatten(tree)
-    arrays = {f"{i}": np.asarray(leaf) for i, leaf in enumerate(jax.device_get(leaves))}
-    _orbax().save(temporary.absolute(), arrays)
-    manifest = [[name, str(a.dtype), list(a.shape)] for name, a in zip(names, arrays.values(), strict=True)]
-    (temporary / _MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    arrays = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
+    _orbax().save(temporary.absolute(), {str(i): array for i, array in enumerate(arrays)})
+    (temporary / _MANIFEST).write_text(json.dumps(_manifest(names, arrays)), encoding="utf-8")
     _remove(final)
     os.replace(temporary, final)
     kept = {str(done) for done in _complete(root)[-_KEEP:]}
@@ -55,20 +59,20 @@ def restore(root: pathlib.Path, iteration: int, like: PyTree) -> PyTree:
       like: a tree of the structure, shapes, dtypes and devices of the one that was saved.
 
     Raises:
-      ValueError: if the checkpoint is damaged or holds another kind of tree.
+      DamagedRunError: if the checkpoint is damaged or holds another kind of tree.
     """
     path = root / str(iteration)
     names, leaves, treedef = _flatten(like)
-    expected = [[name, str(np.asarray(x).dtype), list(np.shape(x))] for name, x in zip(names, leaves, strict=True)]
+    expected = _manifest(names, jax.device_get(leaves))
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         found = _orbax().restore(path.absolute())
-        arrays = [np.asarray(found[f"{i}"]) for i in range(len(manifest))]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"checkpoint {iteration} is damaged") from error
+        arrays = [np.asarray(found[str(i)]) for i in range(len(manifest))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedRunError(f"checkpoint {iteration} is damaged") from error
     if manifest != expected:
-        difference = next((a or b for a, b in zip(expected, manifest, strict=False) if a != b), "number of leaves")
-        raise ValueError(f"checkpoint {iteration} holds another tree than this run's: {difference}")
+        differing = next(a or b for a, b in itertools.zip_longest(manifest, expected) if a != b)
+        raise DamagedRunError(f"checkpoint {iteration} is not of this run's configuration: {differing}")
     return treedef.unflatten(map(_like, jax.tree.leaves(like), arrays))
 
 
@@ -101,10 +105,16 @@ def _flatten(tree: PyTree) -> tuple[list[str], list[Any], Any]:
     return names, [jax.random.key_data(x) if _is_key(x) else x for _, x in paths], treedef
 
 
+def _manifest(names: list[str], arrays: list[Any]) -> list[list[Any]]:
+    """[name, dtype, shape] of every leaf."""
+    leaves = zip(names, map(np.asarray, arrays), strict=True)
+    return [[name, str(array.dtype), list(array.shape)] for name, array in leaves]
+
+
 def _like(leaf: Any, array: np.ndarray) -> Any:
     """The saved array as the kind of leaf, and where, that `leaf` is."""
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        key = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(leaf))
         return jax.device_put(key, leaf.sharding)
     if isinstance(leaf, jax.Array):
         return jax.device_put(array, leaf.sharding)
@@ -113,7 +123,7 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
 
 @functools.cache
 def _orbax() -> Any:
-    """Orbax's synchronous checkpointer, one file an array; imported when first needed."""
+    """Orbax's synchronous checkpointer, imported when first needed."""
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False))
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())

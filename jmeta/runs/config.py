@@ -57,7 +57,8 @@ class Training:
                 raise ValueError(f"{field.name} must be an integer of at least {least}, not {value!r}")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
-                f"checkpoint_every must be a multiple of log_every={self.log_every}, not {self.checkpoint_every}"
+                f"checkpoint_every must be a multiple of log_every ({self.log_every}),"
+                f" not {self.checkpoint_every}"
             )
 
 
@@ -183,6 +184,11 @@ def is_optimizer_factory(annotation: Any) -> bool:
     return typing.get_origin(annotation) is collections.abc.Callable and is_optimizer(arguments[-1])
 
 
+def learning_rate_optimizers() -> list[str]:
+    """The optimizers that a learning rate alone determines."""
+    return [name for name, make in registry("optimizer").items() if "learning_rate" in hyperparameters(make)]
+
+
 def to_json_value(value: Any, annotation: Any, where: str) -> Any:
     """Checks a value against an annotation and returns it as JSON has it: lists, not tuples.
 
@@ -195,9 +201,9 @@ def to_json_value(value: Any, annotation: Any, where: str) -> Any:
             raise ValueError(f"{where} must be an object with a name and arguments, not {value!r}")
         return _complete("optimizer", value)
     if is_optimizer_factory(annotation):
-        name = next((name for name, make in registry("optimizer").items() if make is value), value)
-        name = getattr(name, "__name__", name)  # a default such as `optax.sgd` goes by its own name
-        factory("optimizer", name)
+        name = getattr(value, "__name__", value)  # a default such as `optax.sgd` goes by its own name
+        if name not in (known := learning_rate_optimizers()):
+            raise ValueError(unknown(where, name, known))
         return name
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
@@ -253,10 +259,15 @@ def _make(kind: Kind, component: Mapping[str, Any], *positional: Any) -> Any:
         if is_optimizer(annotation):
             arguments[argument] = _make("optimizer", value)
         elif is_optimizer_factory(annotation):
-            arguments[argument] = factory("optimizer", value)
+            arguments[argument] = _of_learning_rate(factory("optimizer", value))
         elif isinstance(value, list):
             arguments[argument] = tuple(value)
     return make(*positional, **arguments)
+
+
+def _of_learning_rate(make: Callable[..., Any]) -> Callable[[float], Any]:
+    """An optimizer's factory as a function of its learning rate, which need not be a keyword."""
+    return lambda learning_rate: make(learning_rate=learning_rate)
 
 
 def _training(given: Mapping[str, Any]) -> Training:

@@ -27,7 +27,7 @@ def describe() -> dict[str, Any]:
             "count": len(devices),
         },
         "cpu_count": os.cpu_count(),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "git_revision": git_revision(pathlib.Path(__file__).parents[1]),
         "command": command(sys.argv),
     }
@@ -51,13 +51,13 @@ def git_revision(package: pathlib.Path) -> str | None:
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """A command line of which every absolute path is cut down to its last component."""
+    """A command line of `jmeta`, of which every absolute path is cut down to its last component."""
 
     def relative(word: str) -> str:
         flag, separator, value = word.rpartition("=")
         return flag + separator + (pathlib.PurePath(value).name if os.path.isabs(value) else value)
 
-    return [pathlib.PurePath(argv[0]).name, *map(relative, argv[1:])]
+    return ["jmeta" if argv[0].endswith("__main__.py") else relative(argv[0]), *map(relative, argv[1:])]
 
 
 def _version(package: str) -> str | None:

@@ -1,11 +1,11 @@
 """The folder of a run.
 
-    config.json        everything that rebuilds the run; written last, so a folder with it is whole
-    environment.json   what it ran on
-    metrics.jsonl      one line a logged iteration: deterministic values only
-    timings.jsonl      wall-clock times of the same iterations
-    checkpoints/       see `jmeta.runs.checkpoints`
-    evaluation.json    the last evaluation
+config.json        everything that rebuilds the run; written last, so a folder with it is whole
+environment.json   what it ran on
+metrics.jsonl      one line a logged iteration: deterministic values only
+timings.jsonl      wall-clock times of the same iterations
+checkpoints/       see `jmeta.runs.checkpoints`
+evaluation.json    the last evaluation
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jmeta.runs import checkpoints, environment
+from jmeta.runs.checkpoints import DamagedRunError
 from jmeta.runs.config import RunConfig
 from jmeta.types import PyTree
 
@@ -54,7 +55,7 @@ class RunFolder:
 
         Raises:
           FileNotFoundError: if there is no such folder.
-          ValueError: if it is not the folder of a run, or its configuration is damaged.
+          DamagedRunError: if it is not the folder of a run, or its configuration is damaged.
         """
         path = pathlib.Path(path)
         if not path.is_dir():
@@ -63,7 +64,7 @@ class RunFolder:
             config = RunConfig.from_json((path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"run folder {str(path)!r} is damaged: config.json: {reason}") from error
+            raise DamagedRunError(f"run folder {str(path)!r} is damaged: config.json: {reason}") from error
         return cls(path, config)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -78,7 +79,7 @@ class RunFolder:
         """All metrics records; a last line that was cut off while being written is left out.
 
         Raises:
-          ValueError: if another line is damaged.
+          DamagedRunError: if another line is damaged.
         """
         return _read(self.path / "metrics.jsonl")
 
@@ -145,4 +146,4 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise ValueError(f"{path.name} is damaged: {error}") from error
+        raise DamagedRunError(f"{path.name} is damaged: {error}") from error

@@ -61,7 +61,6 @@ def ant_angle(*, backend: str = "spring", horizon: int = 100) -> TaskFamily:
     Raises:
       ValueError: if the backend or horizon is not allowed.
     """
-
     return TaskFamily("ant-angle", _ant(backend, horizon), heading, heading_heldout)
 
 

@@ -19,7 +19,8 @@ def half_cheetah_direction(*, backend: str = "spring", horizon: int = 100) -> Ta
     Observation: brax's, position along the ground left out and joint velocities scaled by 0.1.
     Termination: never.
     Splits: two tasks in all, so there is no held-out set and `sample_heldout` is `sample`.
-    Source: Finn et al. 2017 (MAML), section 5.3; the control cost is brax's and PEARL's differs (0.05).
+    Source: Finn et al. 2017 (MAML), section 5.3, horizon 200. The control cost is brax's; MAML's code has
+    0.05.
 
     Args:
       backend: brax physics: spring, generalized, positional or mjx.

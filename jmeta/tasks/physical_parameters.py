@@ -31,7 +31,7 @@ def hopper_parameters(
     brax's own.
     Observation: brax's, position along the ground left out and joint velocities scaled by 0.1.
     Termination: the torso falls below 0.7 m or leans by more than 0.2 rad.
-    Splits: torso masses of u in [1/3, 2/3) of the limit are held out; training torsos are uniform in the rest.
+    Splits: torso masses with u in [1/3, 2/3) of the limit are held out; training torsos have the other u.
     Source: rand_param_envs, `HopperRandParamsEnv`, used by ProMP and PEARL. Differences: inertias follow the
     masses, the spring backends ignoring most of an inertia; one factor for all surfaces, of a pair of which
     only the rougher counts; motors are varied too; there is a held-out region.

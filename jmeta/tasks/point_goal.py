@@ -71,8 +71,8 @@ def sparse_point_goal(*, horizon: int = 20) -> TaskFamily:
     Observation: the position [2]. Actions in [-1, 1] change each coordinate by at most 0.1.
     Termination: never.
     Splits: angles in [pi/4, pi/2) are held out; training angles are uniform in the rest of [0, pi].
-    Source: Rakelly et al. 2019 (PEARL), section 6.4, and its published code (horizon 20). PEARL trains on
-    the dense reward and evaluates on the sparse one; here the sparse reward is the only one.
+    Source: Rakelly et al. 2019 (PEARL), sparse 2D navigation, and its published code (horizon 20). PEARL's
+    critic trains on the dense reward and only its context sees the sparse one; here there is no other.
 
     Args:
       horizon: steps in an episode.

@@ -21,6 +21,7 @@ from jmeta.types import (
     Metrics,
     Params,
     Policy,
+    PolicyOutput,
     PyTree,
     Task,
     TaskFamily,
@@ -112,19 +113,17 @@ def maml(
         adapted, info = inner.adapt(params, task, key_adapt, num_inner_steps)
         return info.data, estimator.collect(adapted, task, key_post)
 
+    def adapted_output(params: Params, data: PyTree) -> PolicyOutput:
+        pre, post = data
+        return pg.unroll(policy, inner.replay(params, pre), post.inputs)
+
     def loss(params: Params, data: PyTree) -> Array:
-        pre, post = data
-        return outer_loss(inner.replay(params, pre), post)
+        return outer_loss(adapted_output(params, data), data[1])
 
-    def adapted_distribution(params: Params, data: PyTree) -> PyTree:
-        pre, post = data
-        return pg.unroll(policy, inner.replay(params, pre), post.inputs).distribution
-
-    def kl(params: Params, data: PyTree, old: PyTree) -> Array:
-        """KL(old adapted || new adapted), differentiable through the inner steps."""
-        mask = data[1].mask
-        divergence = jax.vmap(jax.vmap(policy.distribution.kl))(old, adapted_distribution(params, data))
-        return jnp.sum(mask * divergence) / jnp.sum(mask)
+    def loss_and_kl(params: Params, data: PyTree, old: PyTree) -> tuple[Array, Array]:
+        """The loss, and KL(old adapted || new adapted) through the inner steps."""
+        output, post = adapted_output(params, data), data[1]
+        return outer_loss(output, post), pg.mean_kl(policy, old, output.distribution, post.mask)
 
     # For the batch.
 
@@ -136,7 +135,9 @@ def maml(
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         keys = parallel.task_keys(key, num_tasks)
         data = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
-        old = parallel.map_tasks(adapted_distribution, state.params, data, block=block)
+        old = parallel.map_tasks(
+            lambda params, data: adapted_output(params, data).distribution, state.params, data, block=block
+        )
 
         def mean(fn: Callable[..., PyTree], params: Params, *args: PyTree) -> PyTree:
             return parallel.mean_over_tasks(fn, params, *args, block=block)
@@ -145,18 +146,20 @@ def maml(
             params, opt_state = loop
             value, gradients = mean(jax.value_and_grad(loss), params, data)
 
-            def value_and_kl(candidate: Params) -> tuple[Array, Array]:
-                return mean(lambda p, d, o: (loss(p, d), kl(p, d, o)), candidate, data, old)
-
             def kl_hvp(vector: Params) -> Params:
-                def product(both: tuple[Params, Params], data: PyTree, old: PyTree) -> Params:
-                    gradient = jax.grad(lambda p: kl(p, data, old))
-                    return jax.jvp(gradient, both[:1], both[1:])[1]
+                def product(point: tuple[Params, Params], data: PyTree, old: PyTree) -> Params:
+                    params, vector = point
+                    gradient = jax.grad(lambda params: loss_and_kl(params, data, old)[1])
+                    return jax.jvp(gradient, (params,), (vector,))[1]
 
                 return mean(product, (params, vector), data, old)
 
             updates, opt_state = optimizer.update(
-                gradients, opt_state, params, value_and_kl_fn=value_and_kl, kl_hvp_fn=kl_hvp
+                gradients,
+                opt_state,
+                params,
+                value_and_kl_fn=lambda candidate: mean(loss_and_kl, candidate, data, old),
+                kl_hvp_fn=kl_hvp,
             )
             params = optax.apply_updates(params, updates)
             metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
@@ -170,7 +173,7 @@ def maml(
         metrics = jax.tree.map(lambda x: x[0], metrics) | {
             "return_before": (pg.mean_return(pre)[:, 0] if num_inner_steps else after).mean(),
             "return_after": after.mean(),
-            "kl": mean(kl, params, data, old),
+            "kl": mean(loss_and_kl, params, data, old)[1],
             "skipped": opt_state.skipped,
             "env_steps": (pre.mask.sum() + post.mask.sum()).astype(jnp.int32),
         }

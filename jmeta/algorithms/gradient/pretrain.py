@@ -11,7 +11,7 @@ from jmeta.types import MetaAlgorithm, Policy, TaskFamily
 
 @hyperparameters_of(maml)
 def pretrain(
-    family: TaskFamily, policy: Policy, *, num_inner_steps: int = 1, num_episodes: int = 10, **hyperparameters: Any
+    family: TaskFamily, policy: Policy, *, num_inner_steps: int, num_episodes: int, **others: Any
 ) -> MetaAlgorithm:
     """Trains one policy on all tasks with no inner step, then fine-tunes it by MAML's inner loop.
 
@@ -20,8 +20,7 @@ def pretrain(
 
     Args and Raises as for `maml`; the inner ones take effect in adaptation only.
     """
-    trained = maml(
-        family, policy, num_inner_steps=0, num_episodes=num_episodes * (num_inner_steps + 1), **hyperparameters
-    )
-    tuned = maml(family, policy, num_inner_steps=num_inner_steps, num_episodes=num_episodes, **hyperparameters)
+    tuned = maml(family, policy, num_inner_steps=num_inner_steps, num_episodes=num_episodes, **others)
+    num_episodes *= num_inner_steps + 1
+    trained = maml(family, policy, num_inner_steps=0, num_episodes=num_episodes, **others)
     return trained._replace(adapt=tuned.adapt)

@@ -7,21 +7,31 @@ from typing import Any
 import jax
 import optax
 
-from jmeta import parallel
 from jmeta.algorithms.gradient.maml import maml
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.types import Adapted, AdaptInfo, Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, Task, TaskFamily
+from jmeta.types import (
+    Adapted,
+    AdaptInfo,
+    Key,
+    MetaAlgorithm,
+    MetaState,
+    Metrics,
+    Params,
+    Policy,
+    Task,
+    TaskFamily,
+)
 
 
 @hyperparameters_of(maml, without=("optimizer", "first_order", "outer_surrogate", "outer_epochs"))
-def scratch(family: TaskFamily, policy: Policy, **hyperparameters: Any) -> MetaAlgorithm:
+def scratch(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
     """Adapts a freshly initialised policy by MAML's inner loop; nothing is meta-learned.
 
     The "random" baseline of Finn et al. (2017). `update` only measures: parameters never change.
 
     Args and Raises as for `maml`.
     """
-    tuned = maml(family, policy, optimizer=optax.identity(), **hyperparameters)
+    tuned = maml(family, policy, optimizer=optax.identity(), **others)
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         unchanged, metrics = tuned.update(state, tasks, key)

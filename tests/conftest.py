@@ -1,0 +1,10 @@
+"""Set before JAX starts, and inherited by the processes that tests start."""
+
+import os
+import pathlib
+
+_CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")  # sharding is tested on any machine
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))  # a second test run compiles less
+os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")

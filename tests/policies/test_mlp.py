@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import distributions
+from jmeta.policies import REGISTRY, mlp
+from jmeta.types import Continuous, Discrete, EnvSpec, PolicyInput
+
+D, T = 3, 6
+SPECS = {
+    "continuous": EnvSpec(obs_size=D, action=Continuous(2), horizon=T),
+    "discrete": EnvSpec(obs_size=D, action=Discrete(4), horizon=T),
+}
+
+
+def make_inputs(spec, key):
+    size = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
+    return PolicyInput(
+        obs=jax.random.normal(key, (T, D)),
+        prev_action=jnp.zeros((T, size)),
+        prev_reward=jnp.zeros(T),
+        prev_done=jnp.zeros(T, bool),
+        first=jnp.arange(T) == 0,
+    )
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.parametrize("space", SPECS)
+def test_unroll_equals_scanning_step(space, critic, normalize):
+    spec = SPECS[space]
+    policy = mlp(spec, hidden=(8,), critic=critic, normalize_observations=normalize)
+    params = policy.init(jax.random.key(0))
+    inputs = make_inputs(spec, jax.random.key(1))
+    params = policy.observe(params, 3 * inputs.obs + 1, jnp.ones(T))
+    carry, unrolled = policy.unroll(params, policy.initial_carry(), inputs)
+    scanned_carry, scanned = jax.lax.scan(
+        lambda carry, one: policy.step(params, carry, one), policy.initial_carry(), inputs
+    )
+    assert jax.tree.structure(carry) == jax.tree.structure(scanned_carry)
+    assert jax.tree.structure(unrolled) == jax.tree.structure(scanned)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), unrolled, scanned)
+    assert unrolled.value.shape == (T,)
+    assert np.abs(unrolled.value).max() > 0 if critic else (unrolled.value == 0).all()
+
+
+@pytest.mark.parametrize("space", SPECS)
+def test_distribution_matches_the_action_space(space):
+    spec = SPECS[space]
+    policy = mlp(spec, hidden=(8,))
+    params = policy.init(jax.random.key(0))
+    one = jax.tree.map(lambda x: x[0], make_inputs(spec, jax.random.key(1)))
+    _, output = policy.step(params, policy.initial_carry(), one)
+    action = policy.distribution.sample(jax.random.key(2), output.distribution)
+    assert policy.distribution is distributions.for_action(spec.action)
+    assert policy.distribution.log_prob(output.distribution, action).shape == ()
+    if space == "continuous":
+        assert action.shape == (2,)
+        np.testing.assert_allclose(output.distribution.log_std, -0.5)
+        # The last layer starts small: the first actions do not depend on the observation.
+        assert np.abs(output.distribution.mean).max() < 0.05
+    else:
+        assert action.shape == () and output.distribution.shape == (4,)
+        assert "log_std" not in params
+
+
+def test_forward_pass_by_hand():
+    policy = mlp(EnvSpec(2, Continuous(1), T), hidden=(1,), activation="relu", critic=True)
+    params = policy.init(jax.random.key(0))
+    kernels = [jnp.array([[1.0], [2.0]]), jnp.array([[3.0]])]
+    params["policy"] = tuple(
+        layer._replace(kernel=kernel, bias=layer.bias + 0.5)
+        for layer, kernel in zip(params["policy"], kernels, strict=True)
+    )
+    params["critic"] = tuple(layer._replace(kernel=-2 * layer.kernel) for layer in params["policy"])
+    inputs = PolicyInput(jnp.array([1.0, 1.0]), *[jnp.zeros(())] * 4)
+    _, output = policy.step(params, (), inputs)
+    # relu(1 + 2 + 0.5) = 3.5; 3 * 3.5 + 0.5 = 11.  Critic: relu(-2 - 4 + 0.5) = 0; 0.5.
+    np.testing.assert_allclose(output.distribution.mean, [11.0], rtol=1e-6)
+    np.testing.assert_allclose(output.value, 0.5)
+
+
+def test_initial_layers_are_orthogonal_with_their_gains():
+    params = mlp(SPECS["continuous"], hidden=(16, 16), critic=True).init(jax.random.key(0))
+    for name, last_gain in (("policy", 0.01), ("critic", 1.0)):
+        gains = [np.sqrt(2), np.sqrt(2), last_gain]
+        for layer, gain in zip(params[name], gains, strict=True):
+            singular_values = np.linalg.svd(layer.kernel, compute_uv=False)
+            np.testing.assert_allclose(singular_values, gain, rtol=1e-4)
+            np.testing.assert_array_equal(layer.bias, 0)
+    assert np.abs(params["policy"][0].kernel - params["critic"][0].kernel).max() > 0.1
+
+
+def test_log_std_is_clamped_for_any_parameters():
+    policy = mlp(SPECS["continuous"], hidden=(4,), min_log_std=-1.0)
+    params = policy.init(jax.random.key(0))
+    inputs = make_inputs(SPECS["continuous"], jax.random.key(1))
+
+    def log_std(params):
+        return policy.unroll(params, (), inputs)[1].distribution.log_std
+
+    # As after an inner step that went too far in one dimension.
+    adapted = params | {"log_std": jnp.array([-50.0, 0.2])}
+    np.testing.assert_allclose(log_std(adapted), jnp.broadcast_to(jnp.array([-1.0, 0.2]), (T, 2)))
+    gradient = jax.grad(lambda p: log_std(p).sum())(adapted)["log_std"]
+    np.testing.assert_allclose(gradient, [0.0, T])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"hidden": ()}, r"hidden is \(\)"),
+        ({"hidden": (8, 0)}, r"hidden is \(8, 0\)"),
+        ({"activation": "cube"}, "activation is 'cube'.*tanh"),
+        ({"init_log_std": -4.0}, "init_log_std is -4.0 and min_log_std is -3.0"),
+        ({"min_log_std": float("nan")}, "min_log_std is nan"),
+    ],
+)
+def test_arguments_are_validated(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mlp(SPECS["continuous"], **arguments)
+
+
+def test_registry():
+    assert REGISTRY["mlp"] is mlp

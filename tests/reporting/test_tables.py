@@ -1,0 +1,26 @@
+import io
+
+from rich.console import Console
+
+from jmeta.reporting import tables
+
+
+def text(table, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_adaptation_table_has_a_row_a_step():
+    table = tables.adaptation_table([0, 1], [-8.0, 70.123], [-9.0, 60.0], [-7.0, 80.0], title="maml")
+    printed = text(table)
+    assert "maml" in printed
+    assert [line.split()[1::2] for line in printed.splitlines() if "[" in line] == [
+        ["0", "-8.00", "[-9.00,", "│"],
+        ["1", "70.12", "[60.00,", "│"],
+    ]
+
+
+def test_components_table_keeps_names_whole():
+    printed = text(tables.components_table("Families", [("half-cheetah-direction", "Runs. " * 30)]), width=60)
+    assert "half-cheetah-direction" in printed
