@@ -324,10 +324,9 @@ def evaluate(argv: list[str]) -> None:
     }
     write_json(run.path / "evaluation.json", record)
     title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
-    table = adaptation_table(
-        result.steps, result.return_mean, result.return_low, result.return_high, title=title
-    )
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(title, soft_wrap=True)
+    console.print(adaptation_table(result.steps, result.return_mean, result.return_low, result.return_high))
 
 
 # -- flags from signatures ----------------------------------------------------------------------------

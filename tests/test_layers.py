@@ -15,6 +15,7 @@ LAYERS = {
     "estimators": 1,
     "optimizers": 1,
     "parallel": 1,
+    "runtime": 1,
     "envs": 2,
     "policies": 2,
     "dynamics": 2,
@@ -26,6 +27,7 @@ LAYERS = {
     "training": 7,
     "runs": 7,
     "__init__": 8,  # what `import jmeta` shows
+    "presets": 8,
     "reporting": 8,
     "cli": 9,
     "__main__": 10,

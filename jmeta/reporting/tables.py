@@ -12,8 +12,6 @@ def adaptation_table(
     return_mean: Sequence[float],
     return_low: Sequence[float],
     return_high: Sequence[float],
-    *,
-    title: str | None = None,
 ) -> Table:
     """Return after each number of adaptation steps, with its interval.
 
@@ -22,9 +20,8 @@ def adaptation_table(
       return_mean: [S] mean undiscounted return over tasks.
       return_low: [S] lower end of its 95 % interval.
       return_high: [S] upper end.
-      title: above the table.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for heading in ("adaptation steps", "mean return", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     for step, mean, low, high in zip(steps, return_mean, return_low, return_high, strict=True):

@@ -20,7 +20,13 @@ def float64():
 
 def make(surrogate, first_order=False, **estimator):
     policy = oracle.softmax_policy()
-    options = dict(num_episodes=4, discount=1.0, gae_lambda=1.0, baseline="none", normalize_advantages=False)
+    options = {
+        "num_episodes": 4,
+        "discount": 1.0,
+        "gae_lambda": 1.0,
+        "baseline": "none",
+        "normalize_advantages": False,
+    }
     source = pg.estimator(oracle.family(), policy, **(options | estimator))
     inner = pg.inner_loop(
         policy, source, surrogate=surrogate, optimizer=optax.sgd(STEP_SIZE), first_order=first_order
@@ -48,7 +54,9 @@ def meta_loss(inner_surrogate, outer_surrogate, first_order=False):
 @pytest.mark.parametrize("num_steps", [1, 2])
 @pytest.mark.parametrize("surrogate", ["reinforce", "ratio", "dice", "loaded-dice", "ppo-clip"])
 def test_meta_gradient_is_the_exact_one(surrogate, num_steps):
-    gradient = jax.jit(jax.grad(meta_loss(surrogate, surrogate)))(jnp.asarray(oracle.THETA), *enumerated(num_steps))
+    gradient = jax.jit(jax.grad(meta_loss(surrogate, surrogate)))(
+        jnp.asarray(oracle.THETA), *enumerated(num_steps)
+    )
     exact = oracle.meta_gradient(STEP_SIZE, num_steps, surrogate, first_order=False)
     np.testing.assert_allclose(-gradient, exact, rtol=1e-9)
 
@@ -101,9 +109,7 @@ def test_replay_repeats_adapt():
     _, _, inner = make("ratio")
     task = oracle.family().sample(jax.random.key(0))
     adapted, info = inner.adapt(jnp.asarray(oracle.THETA), task, jax.random.key(1), 3)
-    np.testing.assert_allclose(
-        inner.replay(jnp.asarray(oracle.THETA), info.data), adapted.params, rtol=1e-12
-    )
+    np.testing.assert_allclose(inner.replay(jnp.asarray(oracle.THETA), info.data), adapted.params, rtol=1e-12)
     assert info.returns.shape == (3,)
     assert np.abs(adapted.params - oracle.THETA).max() > 1e-3
 
@@ -153,7 +159,9 @@ def test_symmetric_gradient_differentiates_like_grad():
     np.testing.assert_allclose(jax.grad(ours)(params), jax.grad(plain)(params), rtol=1e-12)
     vector = (jnp.array([1.0, 2.0, -1.0]),)
     np.testing.assert_allclose(
-        jax.jvp(jax.grad(ours), (params,), vector)[1], jax.jvp(jax.grad(plain), (params,), vector)[1], rtol=1e-10
+        jax.jvp(jax.grad(ours), (params,), vector)[1],
+        jax.jvp(jax.grad(plain), (params,), vector)[1],
+        rtol=1e-10,
     )
 
 

@@ -1,0 +1,150 @@
+"""What is learned: returns after 0..k adaptation steps of each algorithm, over seeds and fresh tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+
+# name in the table -> (algorithm, arguments that differ from its preset)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maml": ("maml", {}),
+    "maml, first order": ("maml", {"first_order": True}),
+    "pretrain": ("pretrain", {}),
+    "scratch": ("scratch", {}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Command-line flags."""
+
+    family: str = "half-cheetah-direction"
+    """Task family, one of those that `jmeta list` shows."""
+    seeds: int = 3
+    """Training runs of each algorithm."""
+    tasks: int = 100
+    """Fresh tasks that each run is evaluated on."""
+    steps: int = 3
+    """Adaptation steps in evaluation."""
+    iterations: int | None = None
+    """Meta-iterations; None takes the preset's."""
+    json: pathlib.Path | None = None
+    """File for what is printed, and every return."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One algorithm's result."""
+
+    name: str
+    iterations: int
+    returns: list[list[list[float]]]  # [seeds, tasks, steps + 1]
+    mean: list[float]  # [steps + 1]
+    low: list[float]
+    high: list[float]
+    seconds: float  # of all seeds, compilation and evaluation included
+
+
+def bootstrap(returns: np.ndarray, resamples: int = 10_000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and 95 % interval over runs and tasks: seeds are resampled, then the tasks of each.
+
+    Args:
+      returns: [seeds, tasks, ...].
+      resamples: bootstrap samples.
+    """
+    rng = np.random.default_rng(0)
+    seeds, tasks = returns.shape[:2]
+    means = []
+    for _ in range(resamples):
+        chosen = rng.integers(seeds, size=seeds)
+        means.append(returns[chosen[:, None], rng.integers(tasks, size=(seeds, tasks))].mean((0, 1)))
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return returns.mean((0, 1)), low, high
+
+
+def measure(name: str, flags: Flags) -> Row:
+    """Trains and evaluates one algorithm with every seed."""
+    import jax
+
+    import jmeta
+    from jmeta import parallel
+    from jmeta.presets import preset
+    from jmeta.runs.config import build
+
+    algorithm_name, arguments = VARIANTS[name]
+    config = preset(algorithm_name, flags.family)
+    config = dataclasses.replace(config, algorithm={**config.algorithm, **arguments})
+    family, _, algorithm = build(config)
+    training = config.training
+    iterations = training.iterations if flags.iterations is None else flags.iterations
+    if algorithm_name == "scratch":
+        iterations = 0  # nothing is learned
+    started, returns = time.perf_counter(), []
+    for seed in range(flags.seeds):
+        state = jmeta.train(
+            algorithm,
+            family,
+            iterations=iterations,
+            num_tasks=training.num_tasks,
+            seed=seed,
+            log_every=training.log_every,
+            checkpoint_every=training.checkpoint_every,
+        )
+        with jax.set_mesh(parallel.task_mesh()):
+            key = jax.random.key(10_000 + seed)  # no task of any training run
+            result = jmeta.evaluate(
+                algorithm, family, state.params, key, num_tasks=flags.tasks, num_steps=flags.steps
+            )
+        returns.append(result.returns)
+        print(f"{name}, seed {seed}: {np.round(result.return_mean, 1)}", file=sys.stderr, flush=True)
+    mean, low, high = bootstrap(np.stack(returns))
+    return Row(
+        name,
+        iterations,
+        np.round(returns, 3).tolist(),
+        mean.tolist(),
+        low.tolist(),
+        high.tolist(),
+        time.perf_counter() - started,
+    )
+
+
+def main() -> None:
+    """Runs the command."""
+    flags = common.parse(Flags, __doc__)
+    from jmeta import runtime
+
+    runtime.configure()
+    try:
+        rows = [measure(name, flags) for name in VARIANTS]
+    except ValueError as error:
+        common.fail(str(error))
+    header = ["algorithm", *(f"after {k}" for k in range(flags.steps + 1)), "minutes"]
+    cells = [
+        [
+            row.name,
+            *(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, lo, hi in zip(row.mean, row.low, row.high, strict=True)),
+            f"{row.seconds / 60:.1f}",
+        ]
+        for row in rows
+    ]
+    machine = common.machine()
+    print(
+        f"\n{flags.family}: return after k adaptation steps, mean [95 % interval] over {flags.seeds} seeds x"
+    )
+    print(f"{flags.tasks} fresh tasks; {rows[0].iterations} meta-iterations; {machine['cores']} cores\n")
+    print(common.markdown(header, cells))
+    common.write_json(
+        flags.json, {"flags": {**dataclasses.asdict(flags), "json": None}, "machine": machine, "rows": rows}
+    )
+
+
+if __name__ == "__main__":
+    main()
