@@ -80,7 +80,7 @@ def map_tasks(
     def local(params: Params, *per_task: PyTree) -> PyTree:
         blocks, size = _split(per_task, block)
         results = jax.lax.map(lambda one_block: _vmap_block(fn, params, one_block, size), blocks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] * size, *x.shape[2:]), results)
 
     return _sharded(local, PartitionSpec(AXIS))(params, *per_task)
 

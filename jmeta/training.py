@@ -77,28 +77,33 @@ def train(
     with jax.set_mesh(mesh):
         key_init, key_run = jax.random.split(jax.random.key(seed))
         state = TrainState(jax.jit(algorithm.init)(key_init), key_run)
-        if run is not None and (saved := run.latest_checkpoint()) is not None:
-            state = run.restore_checkpoint(saved, state)
-            run.truncate_metrics(saved)
+        if run is not None:
+            saved = run.latest_checkpoint()
+            if saved is not None:
+                state = run.restore_checkpoint(saved, state)
+            run.truncate_metrics(saved or 0)
         state = parallel.replicate(state, mesh)
         chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
         state, _ = chunk(state, jnp.int32(0))  # compiles, so that the first rate is a true one
         done = int(state.meta.step)
         while done < iterations:
             started = time.perf_counter()
-            count = min(log_every, iterations - done)
+            # Up to the next multiple, on which checkpoints fall, wherever an earlier call ended.
+            count = min(log_every - done % log_every, iterations - done)
             state, stacked = chunk(state, jnp.int32(count))
             records = _records(jax.device_get(stacked), done, count)
             done += count
             seconds = time.perf_counter() - started
+            steps_per_second = sum(record["env_steps"] for record in records) / seconds
             if run is not None:
                 run.append_metrics(records)
+                timing = {"iteration": done, "seconds": seconds, "env_steps_per_second": steps_per_second}
+                run.append_timings([timing])
                 if done % checkpoint_every == 0 or done == iterations:
                     run.save_checkpoint(done, state)
             if callback is not None:
-                env_steps = sum(record["env_steps"] for record in records)
                 seconds_left = (iterations - done) * seconds / count
-                callback(Progress(done, iterations, records[-1], env_steps / seconds, seconds_left))
+                callback(Progress(done, iterations, records[-1], steps_per_second, seconds_left))
     return state.meta
 
 

@@ -25,6 +25,7 @@ def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Cal
     """
     signature = inspect.signature(source)
     signature = signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in without])
+    text, _, _ = (source.__doc__ or "").partition("    Args:\n")[2].partition("\n\n    Returns:")
     hints = {name: hint for name, hint in typing.get_type_hints(source).items() if name not in without}
 
     def decorate(factory: Factory) -> Factory:
@@ -37,6 +38,7 @@ def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Cal
         del complete.__wrapped__  # its signature would be found before this one
         complete.__signature__ = signature  # type: ignore[attr-defined]
         complete.__annotations__ = hints
+        complete.__doc__ = f"{factory.__doc__}\n    Args:\n{text}\n"
         return complete
 
     return decorate

@@ -69,7 +69,8 @@ def _merge(statistics: ObservationStatistics, obs: Array, mask: Array) -> Observ
     """Moments of the old and the new observations together (Chan et al. 1983, eqs. 2.1)."""
     num, mean, sum_of_squares = statistics
     obs = obs.reshape(-1, obs.shape[-1])
-    valid = (mask.reshape(-1) > 0)[:, None]
+    # One diverged adaptation may see NaN, which would stay in the statistics for ever.
+    valid = ((mask.reshape(-1) > 0) & jnp.isfinite(obs).all(-1))[:, None]
     new_num = jnp.sum(valid, dtype=num.dtype)
     new_mean = jnp.sum(jnp.where(valid, obs, 0), axis=0) / jnp.maximum(new_num, 1)
     new_sum_of_squares = jnp.sum(jnp.where(valid, jnp.square(obs - new_mean), 0), axis=0)

@@ -29,7 +29,7 @@ def scratch(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
 
     The "random" baseline of Finn et al. (2017). `update` only measures: parameters never change.
 
-    Args and Raises as for `maml`.
+    The hyperparameters are `maml`'s.
     """
     tuned = maml(family, policy, optimizer=optax.identity(), **others)
 

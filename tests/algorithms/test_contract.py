@@ -1,0 +1,163 @@
+"""What every algorithm of the registry promises, whatever its family. New algorithms are covered as they come."""
+
+import inspect
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import algorithms, parallel, rollouts
+from jmeta.runs import checkpoints
+from tests import small
+
+
+class Trained(NamedTuple):
+    """An algorithm after some iterations on two devices, in chunks of 2, 1 and 2."""
+
+    algorithm: Any
+    chunks: small.Chunks
+    states: list  # before, between and after the chunks
+    metrics: dict  # of the first chunk, [2]
+    compiled: list  # programs compiled by each chunk
+
+
+def form(state):
+    """All that a compiled program depends on."""
+    return [
+        (x.shape, x.dtype, getattr(x, "weak_type", False), x.sharding) for x in jax.tree.leaves(state)
+    ]
+
+
+@pytest.fixture(scope="module", params=sorted(algorithms.REGISTRY))
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(name):
+    algorithm = small.algorithm(name)
+    chunks = small.Chunks(algorithm, devices=2)
+    states, metrics, compiled = [chunks.start()], [], []
+    for count in (2, 1, 2):
+        with small.compilations() as names:
+            state, measured = chunks(states[-1], count)
+        states.append(state)
+        metrics.append(jax.device_get(measured))
+        compiled.append(names)
+    return Trained(algorithm, chunks, states, metrics[0], compiled)
+
+
+@pytest.fixture(scope="module")
+def adapt(trained):
+    """Jitted, with its number of steps; parameters from the end of training."""
+    jitted = jax.jit(trained.algorithm.adapt, static_argnums=3)
+    params = jax.device_put(trained.states[-1].meta.params, jax.devices()[0])
+    return lambda task, key, *num_steps: jitted(params, task, key, *num_steps)
+
+
+def test_the_factory_takes_a_family_and_a_policy_and_the_rest_by_keyword(name):
+    family, policy, *others = inspect.signature(algorithms.REGISTRY[name]).parameters.values()
+    assert [family.name, policy.name] == ["family", "policy"]
+    assert {parameter.kind for parameter in others} == {inspect.Parameter.KEYWORD_ONLY}
+    assert all(parameter.annotation is not parameter.empty for parameter in (family, policy, *others))
+
+
+def test_the_docstring_says_what_it_is(name):
+    doc = inspect.getdoc(algorithms.REGISTRY[name])
+    assert doc and re.search(r"Args|arXiv|et al\.", doc), doc
+
+
+def test_metrics_are_finite_and_complete(trained):
+    assert {"return_before", "return_after", "env_steps"} <= trained.metrics.keys()
+    for key, values in trained.metrics.items():
+        assert values.shape == (2,), key
+        assert np.isfinite(values).all(), (key, values)
+    assert (trained.metrics["env_steps"] > 0).all()
+
+
+def test_updates_compile_once(trained):
+    first, *later = trained.compiled
+    assert len([name for name in first if "chunk" in name]) == 1
+    assert later == [[], []]
+
+
+def test_the_state_keeps_its_form(trained):
+    assert form(trained.states[1]) == form(trained.states[0])
+    assert jax.tree.structure(trained.states[1]) == jax.tree.structure(trained.states[0])
+
+
+def test_steps_are_counted(trained):
+    assert [int(state.meta.step) for state in trained.states] == [0, 2, 3, 5]
+
+
+def test_a_checkpoint_continues_bit_for_bit(trained, tmp_path):
+    state = trained.states[1]
+    checkpoints.save(tmp_path, 2, state)
+    restored = checkpoints.restore(tmp_path, 2, trained.chunks.start(seed=9))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert small.bits(restored) == small.bits(state)
+    with small.compilations() as compiled:
+        continued, _ = trained.chunks(restored, 1)
+    assert small.bits(continued) == small.bits(trained.states[2])
+    assert compiled == []
+
+
+def test_a_seed_decides_everything(trained):
+    again, metrics = trained.chunks(trained.chunks.start(seed=0), 2)
+    assert small.bits(again) == small.bits(trained.states[1])
+    assert small.bits(jax.device_get(metrics)) == small.bits(trained.metrics)
+    other, metrics = trained.chunks(trained.chunks.start(seed=1), 2)
+    assert small.bits(other.meta.params) != small.bits(again.meta.params)
+    assert (np.asarray(metrics["return_after"]) != trained.metrics["return_after"]).all()
+
+
+def test_one_device_equals_two(trained):
+    alone = small.Chunks(trained.algorithm, devices=1)
+    state, metrics = alone(alone.start(), 2)
+    assert form(state) == form(alone.start())
+    small.assert_trees_close(
+        jax.device_get(state.meta.params), jax.device_get(trained.states[1].meta.params), atol=1e-5
+    )
+    small.assert_trees_close(jax.device_get(metrics), trained.metrics, rtol=1e-4, atol=1e-5)
+
+
+def test_adapt_under_vmap_is_adapt_in_a_loop(trained, adapt):
+    tasks, keys = small.sample_tasks(jax.random.key(3), 3), jax.random.split(jax.random.key(4), 3)
+    together = jax.vmap(adapt)(tasks, keys)
+    one_by_one = [adapt(task, key) for task, key in zip(tasks, keys, strict=True)]
+    small.assert_trees_close(together, jax.tree.map(lambda *x: jnp.stack(x), *one_by_one), rtol=1e-4, atol=1e-5)
+    returns = together[1].returns
+    assert returns.ndim == 2 and np.isfinite(returns).all()
+    assert len(set(returns[:, 0].tolist())) == 3  # of different tasks
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_adapt_takes_a_number_of_steps(trained, adapt, num_steps):
+    task = small.sample_tasks(jax.random.key(5), 1)[0]
+    adapted, info = adapt(task, jax.random.key(6), num_steps)
+    assert info.returns.shape == (num_steps,)
+    assert {leaf.shape[0] for leaf in jax.tree.leaves(info.data)} <= {num_steps}
+    env, policy = small.family().env, trained.algorithm.policy
+    rollout = rollouts.batch(env, policy, adapted, task, jax.random.key(7), 2)
+    assert np.isfinite(rollouts.returns(rollout)).all()
+
+
+def test_update_runs_as_in_the_readme(trained):
+    """Outside a chunk and without a mesh: the plain jitted call."""
+    state = jax.device_put(trained.states[0].meta, jax.devices()[0])
+    update = jax.jit(trained.algorithm.update)
+    with small.compilations() as compiled:
+        for seed in (1, 2, 3):
+            state, metrics = update(state, small.sample_tasks(jax.random.key(seed)), jax.random.key(seed))
+    assert int(state.step) == 3
+    assert np.isfinite(metrics["return_after"])
+    assert len([name for name in compiled if "update" in name]) == 1
+
+
+def test_tasks_that_the_devices_do_not_divide_are_refused(trained):
+    tasks = small.sample_tasks(jax.random.key(0), 3)
+    with jax.set_mesh(parallel.task_mesh(jax.devices()[:2])), pytest.raises(ValueError, match="2 devices.*got 3"):
+        jax.eval_shape(trained.algorithm.update, trained.states[0].meta, tasks, jax.random.key(0))

@@ -1,0 +1,88 @@
+"""What the tests of the engine share: programs that compile in a second or two, and ways to look at them."""
+
+import contextlib
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jmeta import algorithms, parallel, policies, tasks, training
+
+NUM_TASKS = 4
+
+
+@functools.cache
+def family():
+    return tasks.point_goal(horizon=5)
+
+
+@functools.cache
+def policy():
+    """With a critic, for the algorithms that want one."""
+    return policies.mlp(family().env.spec, hidden=(8,), critic=True)
+
+
+@functools.cache
+def algorithm(name):
+    """Any algorithm of the registry, at its defaults but for the size."""
+    small = {"optimizer": optax.adam(0.01), "num_episodes": 3}
+    factory = algorithms.REGISTRY[name]
+    known = inspect.signature(factory).parameters
+    return factory(family(), policy(), **{k: v for k, v in small.items() if k in known})
+
+
+def sample_tasks(key, num=NUM_TASKS):
+    return jax.vmap(family().sample)(jax.random.split(key, num))
+
+
+class Chunks:
+    """Compiled meta-iterations of an algorithm on some devices, and states to start them from."""
+
+    def __init__(self, algorithm, *, devices, length=2):
+        self.mesh = parallel.task_mesh(jax.devices()[:devices])
+        self.chunk = training.compile_chunk(algorithm, family(), num_tasks=NUM_TASKS, length=length)
+        self._init = jax.jit(algorithm.init)
+
+    def start(self, seed=0):
+        key_init, key_run = jax.random.split(jax.random.key(seed))
+        with jax.set_mesh(self.mesh):
+            return parallel.replicate(training.TrainState(self._init(key_init), key_run), self.mesh)
+
+    def __call__(self, state, count):
+        """Leaves `state` usable: the compiled call is given a copy."""
+        with jax.set_mesh(self.mesh):
+            return self.chunk(jax.tree.map(jnp.copy, state), jnp.int32(count))
+
+
+@contextlib.contextmanager
+def compilations():
+    """Collects the names of the programs that JAX compiles within the block."""
+    found = []
+
+    def listen(event, duration, **labels):
+        del duration
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(labels.get("fun_name", "?"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def bits(tree):
+    """The leaves of a tree as bytes; keys as their numbers."""
+
+    def one(leaf):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+
+    return [one(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def assert_trees_close(actual, expected, **tolerance):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, **tolerance), actual, expected)

@@ -1,0 +1,169 @@
+"""Evaluation: returns after every number of steps, on fresh tasks, with intervals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import algorithms, evaluation, parallel, policies
+from jmeta.envs import probes
+from jmeta.types import Adapted, AdaptInfo, MetaAlgorithm, MetaState, TaskFamily
+from tests import small
+
+
+@pytest.fixture(scope="module")
+def maml():
+    algorithm = small.algorithm("maml")
+    params = algorithm.init(jax.random.key(0)).params
+
+    def evaluate(key=0, **options):
+        options = dict(num_tasks=4, num_steps=2, num_episodes=3) | options
+        return evaluation.evaluate(algorithm, small.family(), params, jax.random.key(key), **options)
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def result(maml):
+    return maml()
+
+
+def goal_family():
+    """One step of reward -(action - task)^2; training tasks are 1, held-out ones -2."""
+    env = probes.action_reward()
+    return TaskFamily("goal", env, lambda key: jnp.float32(1), lambda key: jnp.float32(-2))
+
+
+def told(family, tasks_seen=None):
+    """Acts exactly as its parameters say; each step of adaptation moves them half way to the task."""
+    policy = policies.mlp(family.env.spec, hidden=(1,), init_log_std=-20, min_log_std=-20)
+
+    def params_of(mean):
+        params = jax.tree.map(jnp.zeros_like, policy.init(jax.random.key(0)))
+        hidden, last = params["policy"]
+        return params | {"policy": (hidden, last._replace(bias=mean[None])), "log_std": jnp.full(1, -20.0)}
+
+    def adapt(params, task, key, num_steps=1):
+        del key
+        means = [params]
+        for _ in range(num_steps):
+            means.append((means[-1] + task) / 2)
+        returns = jnp.array([-((mean - task) ** 2) for mean in means[:-1]]).reshape(num_steps)
+        return Adapted(params_of(means[-1]), ()), AdaptInfo(returns, ())
+
+    init = lambda key: MetaState(jnp.float32(0), (), jnp.int32(0))  # noqa: E731
+    return MetaAlgorithm(init, None, adapt, policy)
+
+
+def test_shapes_and_order(result):
+    assert result.returns.shape == (4, 3)
+    assert result.num_tasks == 4
+    assert result.steps == [0, 1, 2]
+    assert len(result.return_mean) == len(result.return_low) == len(result.return_high) == 3
+    np.testing.assert_allclose(result.return_mean, result.returns.mean(0), rtol=1e-6)
+    for low, mean, high in zip(result.return_low, result.return_mean, result.return_high, strict=True):
+        assert low < mean < high
+
+
+def test_a_key_decides_everything(maml, result):
+    np.testing.assert_array_equal(maml().returns, result.returns)
+    assert not np.isin(maml(key=1).returns, result.returns).any()
+    assert len(set(result.returns[:, 0].tolist())) == 4  # tasks differ
+
+
+def test_two_devices_give_the_same(maml, result):
+    with jax.set_mesh(parallel.task_mesh(jax.devices()[:2])):
+        np.testing.assert_allclose(maml().returns, result.returns, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("heldout", "task"), [(False, 1), (True, -2)])
+def test_returns_after_each_step_are_of_the_right_policy(heldout, task):
+    # From 0 half way to the task each time: what is left is task, task / 2, task / 4, and the return -left^2.
+    family = goal_family()
+    result = evaluation.evaluate(
+        told(family), family, jnp.float32(0), jax.random.key(0), num_tasks=2, num_steps=2, num_episodes=2, heldout=heldout
+    )
+    expected = [-(task**2), -(task**2) / 4, -(task**2) / 16]
+    np.testing.assert_allclose(result.returns, [expected, expected], rtol=1e-4)
+    # Equal samples have an interval of no width.
+    np.testing.assert_allclose(result.return_low, result.return_high, rtol=1e-6)
+
+
+def test_no_adaptation_measures_the_meta_policy():
+    family = goal_family()
+    result = evaluation.evaluate(
+        told(family), family, jnp.float32(3), jax.random.key(0), num_tasks=1, num_steps=0, num_episodes=2
+    )
+    np.testing.assert_allclose(result.returns, [[-((3 - 1) ** 2)]], rtol=1e-4)
+    assert result.steps == [0]
+    assert np.isnan(result.return_low).all() and np.isnan(result.return_high).all()
+
+
+def test_a_constant_reward_is_the_return():
+    # Reward 1 a step for 7 steps, whatever the policy does.
+    family = TaskFamily("constant", probes.time_limit(horizon=7), lambda key: (), lambda key: ())
+    family = family._replace(sample=lambda key: jnp.zeros(()), sample_heldout=lambda key: jnp.zeros(()))
+    algorithm = algorithms.scratch(family, policies.mlp(family.env.spec, hidden=(4,)), num_episodes=2)
+    params = algorithm.init(jax.random.key(0)).params
+    result = evaluation.evaluate(algorithm, family, params, jax.random.key(1), num_tasks=2, num_steps=1, num_episodes=2)
+    np.testing.assert_array_equal(result.returns, np.full((2, 2), 7.0))
+    assert result.return_mean == result.return_low == result.return_high == [7.0, 7.0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("num_steps", -1, "num_steps must be at least 0, got -1"),
+        ("num_episodes", 0, "num_episodes must be at least 1, got 0"),
+        ("num_tasks", 0, "tasks must be a positive multiple.*got 0"),
+    ],
+)
+def test_bad_arguments_are_named(maml, argument, value, message):
+    with pytest.raises(ValueError, match=message):
+        maml(**{argument: value})
+
+
+def test_tasks_that_the_devices_do_not_divide_are_refused(maml):
+    with jax.set_mesh(parallel.task_mesh(jax.devices()[:2])), pytest.raises(ValueError, match="2 devices.*got 3"):
+        maml(num_tasks=3)
+
+
+# -- statistics ---------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_many_samples_is_the_normal_one():
+    samples = np.random.default_rng(0).normal([2.0, -5.0], [1.0, 3.0], (400, 2))
+    mean, low, high = evaluation.bootstrap_mean(samples)
+    np.testing.assert_allclose(mean, samples.mean(0))
+    half_width = 1.96 * samples.std(0) / np.sqrt(400)
+    np.testing.assert_allclose(mean - low, half_width, rtol=0.06)
+    np.testing.assert_allclose(high - mean, half_width, rtol=0.06)
+
+
+def test_the_interval_of_two_values_by_hand():
+    # Of 0 and 1, a resample has mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4: 2.5 % and 97.5 % are 0 and 1.
+    mean, low, high = evaluation.bootstrap_mean(np.array([0.0, 1.0]))
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+
+
+def test_statistics_repeat():
+    samples = np.random.default_rng(1).normal(size=(10, 2))
+    np.testing.assert_array_equal(evaluation.bootstrap_mean(samples), evaluation.bootstrap_mean(samples))
+
+
+def test_a_single_sample_has_no_interval():
+    mean, low, high = evaluation.bootstrap_mean(np.array([[1.0, 2.0]]))
+    np.testing.assert_array_equal(mean, [1, 2])
+    assert np.isnan(low).all() and np.isnan(high).all() and low.shape == high.shape == (2,)
+
+
+def test_float32_samples_are_averaged_in_float64():
+    samples = np.full(3, 0.1, np.float32)
+    mean, _, _ = evaluation.bootstrap_mean(samples)
+    assert mean.dtype == np.float64 and mean == np.float64(np.float32(0.1))
+
+
+def test_summarize_is_per_step():
+    result = evaluation.summarize(np.array([[0.0, 10.0], [1.0, 30.0]]))
+    assert (result.steps, result.return_mean) == ([0, 1], [0.5, 20.0])
+    assert (result.return_low, result.return_high) == ([0.0, 10.0], [1.0, 30.0])

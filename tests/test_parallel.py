@@ -1,0 +1,167 @@
+"""A batch of tasks: blocks and devices change nothing but the speed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import parallel
+from tests import small
+
+NUM_TASKS = 6
+PARAMS = {"w": jnp.array([[0.3, -0.2], [0.5, 0.1], [-0.4, 0.7]]), "b": jnp.array([0.1, -0.3])}
+TASKS = {"x": jax.random.normal(jax.random.key(0), (NUM_TASKS, 5, 3)), "scale": jnp.arange(1.0, NUM_TASKS + 1)}
+
+
+def loss(params, task, key):
+    """For ONE task, with noise of its own."""
+    noise = jax.random.normal(key, (5, 2))
+    return task["scale"] * jnp.mean(jnp.tanh(task["x"] @ params["w"] + params["b"] + noise) ** 2)
+
+
+def evaluate(params, task, key):
+    """A pytree with a scalar, an array and integers."""
+    value, gradient = jax.value_and_grad(loss)(params, task, key)
+    return {"value": value, "gradient": gradient["w"], "count": (task["x"] > 0).sum()}
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return parallel.task_keys(jax.random.key(1), NUM_TASKS)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(keys):
+    one = jax.jit(evaluate)
+    results = [one(PARAMS, jax.tree.map(lambda x, i=i: x[i], TASKS), keys[i]) for i in range(NUM_TASKS)]
+    return jax.tree.map(lambda *x: np.stack(x), *results)
+
+
+def on_devices(count):
+    return jax.set_mesh(parallel.task_mesh(jax.devices()[:count]))
+
+
+def close(actual, expected):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-6, atol=1e-6), actual, expected)
+
+
+@pytest.mark.parametrize("devices", [0, 1, 2])
+@pytest.mark.parametrize("block", [1, 2, 4, None, 100])
+def test_map_tasks_is_a_loop_over_the_tasks(keys, one_by_one, devices, block):
+    def run(params):
+        return parallel.map_tasks(evaluate, params, TASKS, keys, block=block)
+
+    if devices == 0:  # no mesh
+        assert parallel.num_devices() == 1
+        close(jax.jit(run)(PARAMS), one_by_one)
+        return
+    with on_devices(devices):
+        assert parallel.num_devices() == devices
+        close(jax.jit(run)(PARAMS), one_by_one)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_mean_over_tasks_is_the_mean_of_the_loop(keys, one_by_one, devices, block):
+    def floats(params, task, key):
+        return {k: v for k, v in evaluate(params, task, key).items() if k != "count"}
+
+    with on_devices(devices):
+        mean = jax.jit(lambda p: parallel.mean_over_tasks(floats, p, TASKS, keys, block=block))(PARAMS)
+    close(mean, {k: one_by_one[k].mean(0) for k in mean})
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_mean_of_gradients_is_the_gradient_of_the_mean(keys, devices):
+    def mean_loss(params):
+        return jnp.mean(jax.vmap(lambda task, key: loss(params, task, key))(TASKS, keys))
+
+    with on_devices(devices):
+        inside = jax.jit(lambda p: parallel.mean_over_tasks(jax.grad(loss), p, TASKS, keys, block=2))(PARAMS)
+    close(inside, jax.grad(mean_loss)(PARAMS))
+    assert jnp.abs(inside["w"]).max() > 1e-2
+
+
+def test_a_sharded_mean_is_whole_on_every_device(keys):
+    with on_devices(2):
+        mean = jax.jit(lambda p: parallel.mean_over_tasks(jax.grad(loss), p, TASKS, keys))(PARAMS)
+    for leaf in jax.tree.leaves(mean):
+        assert leaf.sharding.is_fully_replicated and len(leaf.sharding.device_set) == 2
+        first, second = (np.asarray(shard.data) for shard in leaf.addressable_shards)
+        np.testing.assert_array_equal(first, second)
+
+
+def test_several_tasks_are_vmapped_once_a_block(keys):
+    """The function is traced the same number of times, however many blocks there are."""
+    traces = []
+
+    def counted(params, task, key):
+        traces.append(None)
+        return loss(params, task, key)
+
+    parallel.map_tasks(counted, PARAMS, TASKS, keys, block=1)
+    one_at_a_time = len(traces)
+    parallel.map_tasks(counted, PARAMS, TASKS, keys, block=None)
+    assert len(traces) == 2 * one_at_a_time
+
+
+def test_task_keys_know_nothing_of_devices_or_of_the_batch():
+    key = jax.random.key(7)
+    alone = jax.random.key_data(parallel.task_keys(key, NUM_TASKS))
+    with on_devices(2):
+        np.testing.assert_array_equal(jax.random.key_data(parallel.task_keys(key, NUM_TASKS)), alone)
+    larger = jax.random.key_data(parallel.task_keys(key, 2 * NUM_TASKS))
+    np.testing.assert_array_equal(larger[:NUM_TASKS], alone)
+    assert len({tuple(row) for row in larger.tolist()}) == 2 * NUM_TASKS
+    other = jax.random.key_data(parallel.task_keys(jax.random.key(8), NUM_TASKS))
+    assert not (other == alone).all(axis=1).any()
+
+
+@pytest.mark.parametrize("run", [parallel.map_tasks, parallel.mean_over_tasks])
+def test_tasks_that_the_devices_do_not_divide_are_refused(run):
+    odd = jax.tree.map(lambda x: x[:5], TASKS)
+    with on_devices(2), pytest.raises(ValueError, match="multiple of the 2 devices.*got 5"):
+        run(lambda params, task: task["scale"], PARAMS, odd)
+
+
+@pytest.mark.parametrize(("num_tasks", "devices"), [(5, 2), (0, 1), (0, 2), (1, 2)])
+def test_check_divisible_names_both(num_tasks, devices):
+    with pytest.raises(ValueError, match=f"{devices} devices.*got {num_tasks}"):
+        parallel.check_divisible(num_tasks, devices)
+
+
+def test_check_divisible_allows_multiples():
+    parallel.check_divisible(6, 2)
+    parallel.check_divisible(1, 1)
+
+
+def test_replicate_places_a_tree_as_a_sharded_program_returns_it(keys):
+    mesh = parallel.task_mesh(jax.devices()[:2])
+    placed = parallel.replicate(PARAMS, mesh)
+    with jax.set_mesh(mesh):
+        step = jax.jit(lambda p: parallel.mean_over_tasks(jax.grad(loss), p, TASKS, keys))
+        returned = step(placed)
+        with small.compilations() as compiled:
+            step(returned)
+    assert compiled == []
+    for before, after in zip(jax.tree.leaves(placed), jax.tree.leaves(returned), strict=True):
+        assert before.sharding == after.sharding
+
+
+@pytest.mark.parametrize(("num_episodes", "tasks"), [(1, 64), (20, 3), (64, 1), (1000, 1)])
+def test_a_block_on_a_cpu_steps_about_64_episodes(num_episodes, tasks):
+    if jax.default_backend() != "cpu":
+        pytest.skip("the rule of the CPU")
+    assert parallel.tasks_per_block(num_episodes) == tasks
+
+
+def test_task_mesh_takes_all_devices_by_default():
+    assert parallel.task_mesh().size == len(jax.devices())
+    assert parallel.task_mesh().axis_names == (parallel.AXIS,)
+
+
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_results_of_no_elements_keep_their_shape(block):
+    """As the data of an adaptation of no steps."""
+    empty = parallel.map_tasks(lambda params, task: jnp.zeros((0, 3)), PARAMS, TASKS, block=block)
+    assert empty.shape == (NUM_TASKS, 0, 3)

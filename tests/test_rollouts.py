@@ -1,0 +1,200 @@
+"""Episodes: what the policy is shown, what is masked, and what bootstraps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import distributions, rollouts
+from jmeta.envs import probes
+from jmeta.envs.point_mass import point_mass
+from jmeta.inner import policy_gradient as pg
+from jmeta.types import Adapted, Discrete, Env, EnvSpec, Policy, PolicyInput, PolicyOutput, TaskFamily, TimeStep
+
+HORIZON = 6
+
+
+def countdown():
+    """Reward 1, 2, 3, ... a step; terminates at the end of step number `task`. Shows the steps taken."""
+
+    def observe(taken, reward, terminated):
+        return TimeStep(taken[None].astype(float), reward, terminated)
+
+    def reset(key, task):
+        del key, task
+        taken = jnp.zeros((), jnp.int32)
+        return taken, observe(taken, jnp.zeros(()), jnp.array(False))
+
+    def step(key, state, action, task):
+        del key, action
+        taken = state + 1
+        return taken, observe(taken, taken.astype(float), taken == task)
+
+    return Env(reset, step, EnvSpec(obs_size=1, action=Discrete(3), horizon=HORIZON))
+
+
+def counting_policy(value=lambda params, obs: obs[0]):
+    """Counts its calls in the carry; uniform over three actions."""
+
+    def step(params, carry, inputs):
+        return carry + 1, PolicyOutput(jnp.zeros(3), value(params, inputs.obs))
+
+    def unroll(params, carry, inputs):
+        return jax.lax.scan(lambda carry, one: step(params, carry, one), carry, inputs)
+
+    return Policy(lambda key: (), lambda: jnp.int32(0), step, unroll, distributions.Categorical)
+
+
+@pytest.fixture(scope="module")
+def episode():
+    env, policy = countdown(), counting_policy()
+    adapted = Adapted((), policy.initial_carry())
+    return jax.jit(lambda task, key: rollouts.episode(env, policy, adapted, task, key))
+
+
+def test_nothing_counts_after_a_terminal_step(episode):
+    _, rollout = episode(3, jax.random.key(0))
+    np.testing.assert_array_equal(rollout.mask, [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(rollout.reward, [1, 2, 3, 0, 0, 0])
+    np.testing.assert_array_equal(rollout.terminated, [0, 0, 1, 0, 0, 0])
+    assert rollouts.returns(rollout) == 1 + 2 + 3
+
+
+def test_the_time_limit_is_not_terminated(episode):
+    _, rollout = episode(100, jax.random.key(0))
+    np.testing.assert_array_equal(rollout.mask, np.ones(HORIZON))
+    assert not rollout.terminated.any()
+    assert rollouts.returns(rollout) == 1 + 2 + 3 + 4 + 5 + 6
+
+
+def test_a_terminal_step_at_the_time_limit_is_terminated(episode):
+    _, rollout = episode(HORIZON, jax.random.key(0))
+    np.testing.assert_array_equal(rollout.terminated, [0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(rollout.mask, np.ones(HORIZON))
+
+
+def test_the_policy_is_shown_what_happened_the_step_before(episode):
+    _, rollout = episode(3, jax.random.key(1))
+    inputs, one_hot = rollout.inputs, np.eye(3)[np.asarray(rollout.action)]
+    np.testing.assert_array_equal(inputs.obs[:4, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(inputs.prev_action[0], np.zeros(3))
+    np.testing.assert_array_equal(inputs.prev_action[1:4], one_hot[:3])
+    np.testing.assert_array_equal(inputs.prev_reward[:4], [0, 1, 2, 3])
+    # Step 2 ends the episode: `terminated` says so at 2, `prev_done` at 3, and `first` is true at 0 alone.
+    np.testing.assert_array_equal(inputs.prev_done[:4], [0, 0, 0, 1])
+    np.testing.assert_array_equal(inputs.first, [1, 0, 0, 0, 0, 0])
+
+
+def test_continuous_actions_are_shown_as_they_are():
+    env = point_mass(horizon=3, reward=lambda position, task: position[0])
+    policy = Policy(
+        lambda key: (),
+        lambda: (),
+        lambda params, carry, inputs: (
+            carry,
+            PolicyOutput(distributions.NormalParams(jnp.zeros(2), jnp.zeros(2)), jnp.zeros(())),
+        ),
+        None,
+        distributions.DiagonalNormal,
+    )
+    _, rollout = rollouts.episode(env, policy, Adapted((), ()), (), jax.random.key(0))
+    assert rollout.action.shape == (3, 2)
+    np.testing.assert_array_equal(rollout.inputs.prev_action, np.vstack([np.zeros(2), rollout.action[:2]]))
+
+
+def test_the_behaviour_log_probability_is_stored(episode):
+    _, rollout = episode(100, jax.random.key(0))
+    np.testing.assert_allclose(rollout.log_prob, np.full(HORIZON, np.log(1 / 3)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("terminal_step", "calls"), [(1, 1), (3, 3), (HORIZON, HORIZON), (100, HORIZON)])
+def test_the_carry_stops_with_the_episode(episode, terminal_step, calls):
+    carry, _ = episode(terminal_step, jax.random.key(0))
+    assert carry == calls
+
+
+def test_an_episode_starts_from_the_carry_it_is_given():
+    adapted = Adapted((), jnp.int32(40))
+    carry, _ = rollouts.episode(countdown(), counting_policy(), adapted, 2, jax.random.key(0))
+    assert carry == 42
+
+
+def test_last_value_is_that_of_the_observation_after_the_last_step(episode):
+    _, rollout = episode(100, jax.random.key(0))
+    np.testing.assert_array_equal(rollout.value, [0, 1, 2, 3, 4, 5])  # the critic reads off the time
+    assert rollout.last_value == 6
+
+
+def test_keys_make_the_episode(episode):
+    actions = [np.asarray(episode(100, jax.random.key(seed))[1].action) for seed in (0, 0, 1, 2)]
+    np.testing.assert_array_equal(actions[0], actions[1])
+    assert not np.array_equal(actions[0], actions[2])
+    assert not np.array_equal(actions[2], actions[3])
+
+
+def test_a_batch_is_episodes_one_by_one(episode):
+    env, policy = countdown(), counting_policy()
+    adapted = Adapted((), policy.initial_carry())
+    batch = rollouts.batch(env, policy, adapted, 4, jax.random.key(3), 5)
+    one_by_one = [episode(4, key)[1] for key in jax.random.split(jax.random.key(3), 5)]
+    jax.tree.map(np.testing.assert_array_equal, batch, jax.tree.map(lambda *x: np.stack(x), *one_by_one))
+    np.testing.assert_array_equal(rollouts.returns(batch), np.full(5, 10))
+    assert len({np.asarray(actions).tobytes() for actions in batch.action}) > 1
+
+
+# -- what bootstraps ----------------------------------------------------------------------------------
+
+
+def collect(env, critic, *, num_episodes=2, discount=0.9, gae_lambda=1.0):
+    policy = Policy(
+        lambda key: (),
+        lambda: (),
+        lambda params, carry, inputs: (carry, PolicyOutput(jnp.zeros(2), critic(inputs.obs))),
+        None,
+        distributions.Categorical,
+    )
+    family = TaskFamily("probe", env, lambda key: (), lambda key: ())
+    source = pg.estimator(
+        family,
+        policy,
+        num_episodes=num_episodes,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        baseline="value",
+        normalize_advantages=False,
+    )
+    return source.collect(Adapted((), ()), (), jax.random.key(0))
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])
+def test_a_true_critic_has_no_advantage_at_the_time_limit(gae_lambda):
+    # Reward 1 for ever: the value is 1 / (1 - 0.9) = 10 at every step, and 1 + 0.9 * 10 = 10.
+    batch = collect(probes.time_limit(horizon=4), lambda obs: jnp.full((), 10.0), gae_lambda=gae_lambda)
+    np.testing.assert_allclose(batch.advantage, np.zeros((2, 4)), atol=1e-5)
+    np.testing.assert_allclose(batch.target, np.full((2, 4), 10.0), rtol=1e-6)
+
+
+def test_the_time_limit_bootstraps_from_the_critic():
+    # A critic that says 2: 1 + 0.9 * 2 = 2.8, 1 + 0.9 * 2.8 = 3.52, 1 + 0.9 * 3.52 = 4.168.
+    batch = collect(probes.time_limit(horizon=3), lambda obs: jnp.full((), 2.0))
+    np.testing.assert_allclose(batch.target[0], [4.168, 3.52, 2.8], rtol=1e-6)
+
+
+def test_a_terminal_state_does_not_bootstrap():
+    # Reward 1 and the end: the target is 1, whatever the critic says of the state after it.
+    batch = collect(probes.time_limit(horizon=3, terminal=True), lambda obs: jnp.full((), 2.0))
+    np.testing.assert_allclose(batch.target[0], [1, 0, 0])
+    np.testing.assert_allclose(batch.advantage[0], [1 - 2, 0, 0])
+
+
+def test_a_terminal_state_at_the_time_limit_does_not_bootstrap():
+    # Rewards 0 and 1, then the end at the horizon; the critic says 5 throughout: targets 0.9 and 1.
+    batch = collect(probes.delayed_reward(), lambda obs: jnp.full((), 5.0))
+    np.testing.assert_allclose(batch.target[0], [0.9, 1], rtol=1e-6)
+
+
+def test_inputs_are_of_the_declared_shapes(episode):
+    _, rollout = episode(100, jax.random.key(0))
+    shapes = jax.tree.map(jnp.shape, rollout.inputs)
+    assert shapes == PolicyInput((HORIZON, 1), (HORIZON, 3), (HORIZON,), (HORIZON,), (HORIZON,))
+    assert rollout.inputs.first.dtype == rollout.inputs.prev_done.dtype == bool

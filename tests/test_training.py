@@ -1,0 +1,295 @@
+"""The host loop: what it logs, saves, compiles, and that an interruption leaves no trace."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import parallel, training
+from jmeta.runs import RunFolder, checkpoints, resolve
+from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
+from tests import small
+
+
+def drifting():
+    """An algorithm that compiles in no time: parameters drift to the tasks, with noise and momentum."""
+
+    def init(key):
+        params = jax.random.normal(key, (3,))
+        return MetaState(params, jnp.zeros(3), jnp.zeros((), jnp.int32))
+
+    def update(state, tasks, key):
+        def pull(params, task, key):
+            return task - params + 0.1 * jax.random.normal(key, (3,))
+
+        keys = parallel.task_keys(key, tasks.shape[0])
+        force = parallel.mean_over_tasks(pull, state.params, tasks, keys)
+        momentum = 0.9 * state.opt_state + force
+        metrics = {
+            "return_before": state.params.sum(),
+            "return_after": state.params.sum() + tasks.mean(),
+            "env_steps": jnp.int32(7),
+        }
+        return MetaState(state.params + 0.1 * momentum, momentum, state.step + 1), metrics
+
+    return MetaAlgorithm(init, update, None, None)
+
+
+FAMILY = TaskFamily("numbers", None, lambda key: jax.random.normal(key, (3,)), lambda key: jnp.full(3, jnp.nan))
+
+
+def train(iterations=8, **options):
+    options = dict(num_tasks=4, log_every=2, checkpoint_every=4) | options
+    return training.train(drifting(), FAMILY, iterations=iterations, **options)
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    config = resolve(
+        algorithm={"name": "scratch"},
+        family={"name": "point-goal"},
+        policy={"name": "mlp"},
+        training={"iterations": 1, "num_tasks": 2},
+    )
+    names = itertools.count()
+    return lambda: RunFolder.create(tmp_path / str(next(names)), config)
+
+
+def metrics_bytes(run):
+    return (run.path / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture
+def straight(new_run):
+    """8 iterations without an interruption: the run and its final state."""
+    run = new_run()
+    return run, train(run=run)
+
+
+# -- what is compiled, reported and logged ------------------------------------------------------------
+
+
+def test_a_run_compiles_once_with_a_shorter_last_chunk():
+    seen = []
+    with small.compilations() as compiled:
+        train(7, log_every=3, checkpoint_every=3, callback=lambda p: seen.append((p.iteration, len(compiled))))
+    assert [iteration for iteration, _ in seen] == [3, 6, 7]
+    assert len({count for _, count in seen}) == 1  # nothing after the first chunk
+    assert len([name for name in compiled if "chunk" in name]) == 1
+
+
+def test_the_callback_sees_the_progress():
+    seen = []
+    train(5, callback=seen.append)
+    assert [(p.iteration, p.iterations) for p in seen] == [(2, 5), (4, 5), (5, 5)]
+    for progress in seen:
+        assert set(progress.metrics) == {"iteration", "return_before", "return_after", "env_steps"}
+        assert all(isinstance(value, int | float) for value in progress.metrics.values())
+        assert progress.metrics["iteration"] == progress.iteration
+        assert progress.env_steps_per_second > 0
+    # At its own rate, what is left: 3 of the 2 iterations that took 14 steps / rate.
+    first = seen[0]
+    np.testing.assert_allclose(first.seconds_left, 3 / 2 * 14 / first.env_steps_per_second, rtol=1e-6)
+    assert seen[-1].seconds_left == 0
+
+
+def test_every_iteration_is_logged(straight):
+    run, _ = straight
+    records = run.read_metrics()
+    assert [record["iteration"] for record in records] == list(range(1, 9))
+    assert len({record["return_after"] for record in records}) == 8
+    # return_before is that of the parameters before the update, so that it starts at the initial ones.
+    key_init, _ = jax.random.split(jax.random.key(0))
+    np.testing.assert_allclose(records[0]["return_before"], drifting().init(key_init).params.sum(), rtol=1e-6)
+
+
+def test_tasks_are_fresh_in_every_iteration():
+    drawn = []
+    train(4, log_every=1, callback=lambda p: drawn.append(p.metrics["return_after"] - p.metrics["return_before"]))
+    assert len(set(drawn)) == 4 and np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("log_every", [1, 3, 7, 20])
+def test_the_length_of_a_chunk_changes_nothing(new_run, log_every):
+    runs = [new_run(), new_run()]
+    reference = train(7, run=runs[0], log_every=2, checkpoint_every=2)
+    state = train(7, run=runs[1], log_every=log_every, checkpoint_every=log_every)
+    assert small.bits(state) == small.bits(reference)
+    assert metrics_bytes(runs[1]) == metrics_bytes(runs[0])
+
+
+def test_a_run_folder_changes_nothing(straight):
+    _, state = straight
+    assert small.bits(train()) == small.bits(state)
+
+
+def test_a_seed_decides_everything():
+    assert small.bits(train(3)) == small.bits(train(3))
+    assert small.bits(train(3, seed=1)) != small.bits(train(3))
+
+
+def test_no_iterations_give_the_initial_state(new_run):
+    run, seen = new_run(), []
+    state = train(0, run=run, callback=seen.append)
+    assert state.step == 0 and seen == [] and run.read_metrics() == []
+    key_init, _ = jax.random.split(jax.random.key(0))
+    assert small.bits(state) == small.bits(jax.jit(drifting().init)(key_init))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": -1}, "iterations must be at least 0, got -1"),
+        ({"log_every": 0}, "log_every must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"checkpoint_every": 3}, "checkpoint_every must be a multiple of log_every=2, got 3"),
+        ({"checkpoint_every": 0}, "checkpoint_every must be a multiple of log_every=2, got 0"),
+        ({"num_tasks": 3}, "tasks must be a positive multiple of the 2 devices.*got 3"),
+        ({"num_tasks": 0}, "tasks must be a positive multiple of the 2 devices.*got 0"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        train(**options)
+
+
+# -- resuming -----------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_written_on_time(new_run):
+    run, saved = new_run(), []
+    train(10, run=run, callback=lambda progress: saved.append(run.latest_checkpoint()))
+    assert saved == [None, 4, 4, 8, 10]
+
+
+def test_a_second_call_goes_on_bit_for_bit(straight, new_run):
+    reference, state = straight
+    run = new_run()
+    train(4, run=run)
+    with (run.path / "metrics.jsonl").open("a") as file:  # as a killed process leaves it
+        file.write(json.dumps({"iteration": 5, "return_before": -1.0}) + "\n")
+        file.write('{"iteration": 6, "retu')
+    assert small.bits(train(8, run=run)) == small.bits(state)
+    assert metrics_bytes(run) == metrics_bytes(reference)
+    like = training.TrainState(state, jax.random.key(0))
+    saved = [small.bits(r.restore_checkpoint(8, like)) for r in (run, reference)]
+    assert saved[0] == saved[1]
+
+
+class Interrupted(Exception):
+    """Stands for a signal."""
+
+
+@pytest.mark.parametrize("at", [2, 4, 6])
+def test_an_interrupted_run_goes_on_bit_for_bit(straight, new_run, at):
+    """Also before its first checkpoint, at 4, and between two."""
+    reference, state = straight
+    run = new_run()
+
+    def interrupt(progress):
+        if progress.iteration == at:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(run=run, callback=interrupt)
+    assert len(run.read_metrics()) == at
+    assert small.bits(train(run=run)) == small.bits(state)
+    assert metrics_bytes(run) == metrics_bytes(reference)
+
+
+def test_resuming_off_the_grid_goes_back_to_it(straight, new_run):
+    reference, state = straight
+    run, seen = new_run(), []
+    train(3, run=run)
+    train(8, run=run, callback=lambda p: seen.append((p.iteration, run.latest_checkpoint())))
+    assert seen == [(4, 4), (6, 4), (8, 8)]
+    assert metrics_bytes(run) == metrics_bytes(reference)
+
+
+def test_a_finished_run_is_left_as_it_is(straight):
+    run, state = straight
+    before = metrics_bytes(run)
+    assert small.bits(train(run=run, callback=pytest.fail)) == small.bits(state)
+    assert metrics_bytes(run) == before
+
+
+def test_a_real_algorithm_goes_on_bit_for_bit(new_run):
+    algorithm, runs = small.algorithm("maml"), [new_run(), new_run()]
+
+    def go(run, iterations):
+        return training.train(
+            algorithm, small.family(), iterations=iterations, num_tasks=4, log_every=2, checkpoint_every=2, run=run
+        )
+
+    reference = go(runs[0], 4)
+    go(runs[1], 2)
+    assert small.bits(go(runs[1], 4)) == small.bits(reference)
+    assert metrics_bytes(runs[1]) == metrics_bytes(runs[0])
+
+
+_SCRIPT = """
+import pathlib, sys
+from jmeta import training
+from jmeta.runs import RunFolder, resolve
+from tests import small
+
+path = pathlib.Path(sys.argv[1])
+config = resolve(
+    algorithm={"name": "scratch"},
+    family={"name": "point-goal"},
+    policy={"name": "mlp"},
+    training={"iterations": 1, "num_tasks": 2},
+)
+run = RunFolder.open(path) if (path / "config.json").exists() else RunFolder.create(path, config)
+training.train(
+    small.algorithm("maml"),
+    small.family(),
+    iterations=300,
+    num_tasks=small.NUM_TASKS,
+    log_every=2,
+    checkpoint_every=4,
+    run=run,
+)
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_a_run_ends_the_same(tmp_path):
+    repository = pathlib.Path(__file__).parents[1]
+
+    def start(path):
+        environment = {**os.environ, "PYTHONPATH": str(repository)}
+        return subprocess.Popen([sys.executable, "-c", _SCRIPT, str(path)], env=environment)
+
+    def logged(path):
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    reference, killed = tmp_path / "reference", tmp_path / "killed"
+    with start(reference) as process:
+        assert process.wait() == 0
+    rng = np.random.default_rng()
+    for least in (1, 80, 180):
+        with start(killed) as process:
+            while logged(killed / "metrics.jsonl") < least:
+                assert process.poll() is None
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+        assert logged(killed / "metrics.jsonl") < 300
+    with start(killed) as process:
+        assert process.wait() == 0
+    runs = [RunFolder.open(path) for path in (reference, killed)]
+    assert metrics_bytes(runs[1]) == metrics_bytes(runs[0])
+    assert [run.latest_checkpoint() for run in runs] == [300, 300]
+    meta = small.algorithm("maml").init(jax.random.key(1))
+    like = training.TrainState(meta, jax.random.key(2))
+    saved = [small.bits(checkpoints.restore(run.path / "checkpoints", 300, like)) for run in runs]
+    assert saved[0] == saved[1]
