@@ -83,20 +83,14 @@ def measure(name: str, flags: Flags) -> Row:
     config = dataclasses.replace(config, algorithm={**config.algorithm, **arguments})
     family, _, algorithm = build(config)
     training = config.training
-    iterations = training.iterations if flags.iterations is None else flags.iterations
-    if algorithm_name == "scratch":
-        iterations = 0  # nothing is learned
+    if flags.iterations is not None:
+        training = dataclasses.replace(training, iterations=flags.iterations)
     started, returns = time.perf_counter(), []
     for seed in range(flags.seeds):
-        state = jmeta.train(
-            algorithm,
-            family,
-            iterations=iterations,
-            num_tasks=training.num_tasks,
-            seed=seed,
-            log_every=training.log_every,
-            checkpoint_every=training.checkpoint_every,
-        )
+        if algorithm_name == "scratch":  # nothing is learned
+            state = algorithm.init(jax.random.key(seed))
+        else:
+            state = jmeta.train(algorithm, family, **{**dataclasses.asdict(training), "seed": seed})
         with jax.set_mesh(parallel.task_mesh()):
             key = jax.random.key(10_000 + seed)  # no task of any training run
             result = jmeta.evaluate(
@@ -107,7 +101,7 @@ def measure(name: str, flags: Flags) -> Row:
     mean, low, high = bootstrap(np.stack(returns))
     return Row(
         name,
-        iterations,
+        training.iterations,
         np.round(returns, 3).tolist(),
         mean.tolist(),
         low.tolist(),
@@ -119,11 +113,18 @@ def measure(name: str, flags: Flags) -> Row:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    from jmeta import runtime
+    import jax
+
+    from jmeta import parallel, runtime
 
     runtime.configure()
+    rows: list[Row] = []
     try:
-        rows = [measure(name, flags) for name in VARIANTS]
+        parallel.check_divisible(flags.tasks, jax.device_count())
+        for name in VARIANTS:
+            rows.append(measure(name, flags))
+            record = {"flags": dataclasses.asdict(flags), "machine": common.machine(), "rows": rows}
+            common.write_json(flags.json, record)
     except ValueError as error:
         common.fail(str(error))
     header = ["algorithm", *(f"after {k}" for k in range(flags.steps + 1)), "minutes"]
@@ -135,15 +136,12 @@ def main() -> None:
         ]
         for row in rows
     ]
-    machine = common.machine()
     print(
         f"\n{flags.family}: return after k adaptation steps, mean [95 % interval] over {flags.seeds} seeds x"
     )
-    print(f"{flags.tasks} fresh tasks; {rows[0].iterations} meta-iterations; {machine['cores']} cores\n")
+    cores = common.machine()["cores"]
+    print(f"{flags.tasks} fresh tasks; {rows[0].iterations} meta-iterations; {cores} cores\n")
     print(common.markdown(header, cells))
-    common.write_json(
-        flags.json, {"flags": {**dataclasses.asdict(flags), "json": None}, "machine": machine, "rows": rows}
-    )
 
 
 if __name__ == "__main__":

@@ -53,11 +53,7 @@ class Case:
 
 
 OUTER: dict[str, dict[str, Any]] = {
-    "ppo": {
-        "optimizer": {"name": "adam", "learning_rate": 3e-3},
-        "outer_surrogate": "ppo-clip",
-        "outer_epochs": 5,
-    },
+    "ppo": {},  # the preset: Adam on the clipped objective, several epochs
     "trpo": {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1},
 }
 

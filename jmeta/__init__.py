@@ -1,6 +1,17 @@
 """jmeta: a functional meta-reinforcement-learning engine in JAX."""
 
-from jmeta import algorithms, evaluation, inner, optimizers, parallel, policies, rollouts, tasks, types
+from jmeta import (
+    algorithms,
+    evaluation,
+    inner,
+    optimizers,
+    parallel,
+    policies,
+    rollouts,
+    runtime,
+    tasks,
+    types,
+)
 from jmeta.evaluation import evaluate
 from jmeta.training import train
 
@@ -15,6 +26,7 @@ __all__ = [
     "parallel",
     "policies",
     "rollouts",
+    "runtime",
     "tasks",
     "train",
     "types",

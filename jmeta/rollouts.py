@@ -11,7 +11,7 @@ from jmeta.types import Adapted, Continuous, Env, Key, Policy, PolicyInput, PyTr
 def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) -> tuple[PyTree, Rollout]:
     """One episode of `env.spec.horizon` steps, from a fresh reset.
 
-    The scan always runs to the horizon; steps after a termination are masked, the carry frozen.
+    The scan always runs to the horizon; steps after a termination are masked, carry and observation frozen.
 
     Args:
       env: the environment.
@@ -46,7 +46,9 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
             value=output.value,
             last_value=output.value,
         )
-        next_inputs = PolicyInput(timestep.obs, _encode_action(env, action), reward, terminated, false)
+        # What comes after a terminal state may be anything, NaN too: nobody sees it.
+        obs = jnp.where(alive & ~terminated, timestep.obs, inputs.obs)
+        next_inputs = PolicyInput(obs, _encode_action(env, action), reward, terminated, false)
         return (env_state, next_inputs, carry, alive & ~terminated), transition
 
     keys = jax.random.split(key_steps, (env.spec.horizon, 2))

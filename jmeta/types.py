@@ -122,6 +122,7 @@ class Policy(NamedTuple):
     distribution: Distribution
     # params, obs [..., D], mask [...] -> params with updated observation statistics, where it keeps any.
     observe: Callable[[Params, Array, Array], Params] = _observe_nothing
+    has_critic: bool = False  # whether `PolicyOutput.value` estimates anything
 
 
 class Rollout(NamedTuple):
@@ -134,7 +135,7 @@ class Rollout(NamedTuple):
     terminated: Array  # [T] bool: this step reached a terminal state
     mask: Array  # [T] float: 1 up to and including the terminal step, 0 after it
     value: Array  # [T] the critic's estimates while sampling
-    last_value: Array  # [] the critic's estimate of the observation after the last step
+    last_value: Array  # [] the critic's estimate of the observation after the last step; no use if terminated
 
 
 class Adapted(NamedTuple):
@@ -188,8 +189,9 @@ class AdaptFn(Protocol):
 class MetaAlgorithm(NamedTuple):
     """A meta-learner under the one interface that training, evaluation and the CLI see.
 
-    Every `update` reports at least the metrics `return_before` and `return_after` (mean undiscounted
-    return before and after adaptation) and `env_steps` (environment steps taken by this update).
+    Every `update` reports at least the metrics `return_before` and `return_after` (mean undiscounted return
+    before and after the adaptation that it trains; equal where it trains none) and `env_steps` (environment
+    steps taken by this update).
     """
 
     init: Callable[[Key], MetaState]

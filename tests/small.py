@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +56,35 @@ class Chunks:
         """Leaves `state` usable: the compiled call is given a copy."""
         with jax.set_mesh(self.mesh):
             return self.chunk(jax.tree.map(jnp.copy, state), jnp.int32(count))
+
+
+class Trained(NamedTuple):
+    """An algorithm after some iterations on two devices, in chunks of 2, 1 and 2."""
+
+    algorithm: Any
+    chunks: Chunks
+    states: list[Any]  # before, between and after the chunks
+    metrics: dict[str, Any]  # of the first chunk, [2]
+    compiled: list[list[str]]  # programs compiled by each chunk
+
+
+@functools.cache
+def trained(name):
+    chunks = Chunks(algorithm(name), devices=2)
+    states, metrics, compiled = [chunks.start()], [], []
+    for count in (2, 1, 2):
+        with compilations() as names:
+            state, measured = chunks(states[-1], count)
+        states.append(state)
+        metrics.append(jax.device_get(measured))
+        compiled.append(names)
+    return Trained(algorithm(name), chunks, states, metrics[0], compiled)
+
+
+@functools.cache
+def adapt(name):
+    """The jitted `adapt` of an algorithm, its number of steps static."""
+    return jax.jit(algorithm(name).adapt, static_argnums=3)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ def maml():
     params = algorithm.init(jax.random.key(0)).params
 
     def evaluate(key=0, **options):
-        options = dict(num_tasks=4, num_steps=2, num_episodes=3) | options
+        options = {"num_tasks": 4, "num_steps": 2, "num_episodes": 3} | options
         return evaluation.evaluate(algorithm, small.family(), params, jax.random.key(key), **options)
 
     return evaluate
@@ -81,7 +81,14 @@ def test_returns_after_each_step_are_of_the_right_policy(heldout, task):
     # From 0 half way to the task each time: what is left is task, task / 2, task / 4, and the return -left^2.
     family = goal_family()
     result = evaluation.evaluate(
-        told(family), family, jnp.float32(0), jax.random.key(0), num_tasks=2, num_steps=2, num_episodes=2, heldout=heldout
+        told(family),
+        family,
+        jnp.float32(0),
+        jax.random.key(0),
+        num_tasks=2,
+        num_steps=2,
+        num_episodes=2,
+        heldout=heldout,
     )
     expected = [-(task**2), -(task**2) / 4, -(task**2) / 16]
     np.testing.assert_allclose(result.returns, [expected, expected], rtol=1e-4)
@@ -105,7 +112,9 @@ def test_a_constant_reward_is_the_return():
     family = family._replace(sample=lambda key: jnp.zeros(()), sample_heldout=lambda key: jnp.zeros(()))
     algorithm = algorithms.scratch(family, policies.mlp(family.env.spec, hidden=(4,)), num_episodes=2)
     params = algorithm.init(jax.random.key(0)).params
-    result = evaluation.evaluate(algorithm, family, params, jax.random.key(1), num_tasks=2, num_steps=1, num_episodes=2)
+    result = evaluation.evaluate(
+        algorithm, family, params, jax.random.key(1), num_tasks=2, num_steps=1, num_episodes=2
+    )
     np.testing.assert_array_equal(result.returns, np.full((2, 2), 7.0))
     assert result.return_mean == result.return_low == result.return_high == [7.0, 7.0]
 
@@ -124,7 +133,10 @@ def test_bad_arguments_are_named(maml, argument, value, message):
 
 
 def test_tasks_that_the_devices_do_not_divide_are_refused(maml):
-    with jax.set_mesh(parallel.task_mesh(jax.devices()[:2])), pytest.raises(ValueError, match="2 devices.*got 3"):
+    with (
+        jax.set_mesh(parallel.task_mesh(jax.devices()[:2])),
+        pytest.raises(ValueError, match="2 devices.*got 3"),
+    ):
         maml(num_tasks=3)
 
 
@@ -141,7 +153,7 @@ def test_the_interval_of_many_samples_is_the_normal_one():
 
 
 def test_the_interval_of_two_values_by_hand():
-    # Of 0 and 1, a resample has mean 0, 1/2 or 1 with probability 1/4, 1/2, 1/4: 2.5 % and 97.5 % are 0 and 1.
+    # A resample of 0 and 1 has mean 0, 1/2, 1 with probability 1/4, 1/2, 1/4: 2.5 % is 0 and 97.5 % is 1.
     mean, low, high = evaluation.bootstrap_mean(np.array([0.0, 1.0]))
     assert (mean, low, high) == (0.5, 0.0, 1.0)
 

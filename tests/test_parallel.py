@@ -10,7 +10,10 @@ from tests import small
 
 NUM_TASKS = 6
 PARAMS = {"w": jnp.array([[0.3, -0.2], [0.5, 0.1], [-0.4, 0.7]]), "b": jnp.array([0.1, -0.3])}
-TASKS = {"x": jax.random.normal(jax.random.key(0), (NUM_TASKS, 5, 3)), "scale": jnp.arange(1.0, NUM_TASKS + 1)}
+TASKS = {
+    "x": jax.random.normal(jax.random.key(0), (NUM_TASKS, 5, 3)),
+    "scale": jnp.arange(1.0, NUM_TASKS + 1),
+}
 
 
 def loss(params, task, key):

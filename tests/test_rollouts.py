@@ -9,7 +9,17 @@ from jmeta import distributions, rollouts
 from jmeta.envs import probes
 from jmeta.envs.point_mass import point_mass
 from jmeta.inner import policy_gradient as pg
-from jmeta.types import Adapted, Discrete, Env, EnvSpec, Policy, PolicyInput, PolicyOutput, TaskFamily, TimeStep
+from jmeta.types import (
+    Adapted,
+    Discrete,
+    Env,
+    EnvSpec,
+    Policy,
+    PolicyInput,
+    PolicyOutput,
+    TaskFamily,
+    TimeStep,
+)
 
 HORIZON = 6
 
@@ -76,7 +86,7 @@ def test_a_terminal_step_at_the_time_limit_is_terminated(episode):
 def test_the_policy_is_shown_what_happened_the_step_before(episode):
     _, rollout = episode(3, jax.random.key(1))
     inputs, one_hot = rollout.inputs, np.eye(3)[np.asarray(rollout.action)]
-    np.testing.assert_array_equal(inputs.obs[:4, 0], [0, 1, 2, 3])
+    np.testing.assert_array_equal(inputs.obs[:, 0], [0, 1, 2, 2, 2, 2])  # nothing beyond the terminal step
     np.testing.assert_array_equal(inputs.prev_action[0], np.zeros(3))
     np.testing.assert_array_equal(inputs.prev_action[1:4], one_hot[:3])
     np.testing.assert_array_equal(inputs.prev_reward[:4], [0, 1, 2, 3])
@@ -105,6 +115,23 @@ def test_continuous_actions_are_shown_as_they_are():
 def test_the_behaviour_log_probability_is_stored(episode):
     _, rollout = episode(100, jax.random.key(0))
     np.testing.assert_allclose(rollout.log_prob, np.full(HORIZON, np.log(1 / 3)), rtol=1e-6)
+
+
+def test_nonsense_after_a_terminal_step_is_not_seen():
+    env = countdown()
+
+    def step(key, state, action, task):
+        state, timestep = env.step(key, state, action, task)
+        return state, jax.tree.map(lambda x: jnp.where(state >= task, jnp.nan, x), timestep)._replace(
+            reward=jnp.where(state > task, jnp.nan, timestep.reward), terminated=timestep.terminated
+        )
+
+    policy = counting_policy()
+    _, rollout = rollouts.episode(
+        env._replace(step=step), policy, Adapted((), jnp.int32(0)), 3, jax.random.key(0)
+    )
+    np.testing.assert_array_equal(rollout.reward, [1, 2, 3, 0, 0, 0])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(rollout))
 
 
 @pytest.mark.parametrize(("terminal_step", "calls"), [(1, 1), (3, 3), (HORIZON, HORIZON), (100, HORIZON)])
@@ -152,6 +179,7 @@ def collect(env, critic, *, num_episodes=2, discount=0.9, gae_lambda=1.0):
         lambda params, carry, inputs: (carry, PolicyOutput(jnp.zeros(2), critic(inputs.obs))),
         None,
         distributions.Categorical,
+        has_critic=True,
     )
     family = TaskFamily("probe", env, lambda key: (), lambda key: ())
     source = pg.estimator(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Cal
     """
     signature = inspect.signature(source)
     signature = signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in without])
-    text, _, _ = (source.__doc__ or "").partition("    Args:\n")[2].partition("\n\n    Returns:")
+    arguments = _described(source.__doc__ or "", without)
     hints = {name: hint for name, hint in typing.get_type_hints(source).items() if name not in without}
 
     def decorate(factory: Factory) -> Factory:
@@ -38,7 +39,14 @@ def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Cal
         del complete.__wrapped__  # its signature would be found before this one
         complete.__signature__ = signature  # type: ignore[attr-defined]
         complete.__annotations__ = hints
-        complete.__doc__ = f"{factory.__doc__}\n    Args:\n{text}\n"
+        complete.__doc__ = f"{inspect.cleandoc(factory.__doc__ or '')}\n\nArgs:\n{arguments}\n"
         return complete
 
     return decorate
+
+
+def _described(doc: str, without: tuple[str, ...]) -> str:
+    """The entries of a docstring's Args, less those of some arguments."""
+    section = inspect.cleandoc(doc).partition("Args:\n")[2].partition("\n\n")[0]
+    entries = re.split(r"\n(?=  \w+:)", section)
+    return "\n".join(entry for entry in entries if entry.strip().partition(":")[0] not in without)

@@ -57,7 +57,8 @@ def estimator(
       policy: the policy; with `baseline="value"` its critic is trained by the same loss.
       num_episodes: N, episodes of one task in a batch.
       discount: in [0, 1].
-      gae_lambda: in [0, 1]; 1 gives Monte Carlo returns minus the baseline.
+      gae_lambda: in [0, 1]; 1 gives Monte Carlo returns minus the baseline, less trades variance for the
+        bias of the baseline (with "none", for a shorter horizon: the discount is then their product).
       baseline: "linear" (time-dependent features, refitted on every batch, so per task and per inner step),
         "value" (the policy's critic, which bootstraps at the time limit) or "none".
       normalize_advantages: to zero mean and unit standard deviation over the steps of the batch.
@@ -71,6 +72,10 @@ def estimator(
             raise ValueError(f"{name} must be in [0, 1], got {value}")
     if baseline not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
+    if baseline == "value" and not policy.has_critic:
+        raise ValueError(
+            "baseline 'value' needs a policy with a critic: mlp(..., critic=True), got one without"
+        )
 
     def collect(adapted: Adapted, task: Task, key: Key) -> PolicyGradientBatch:
         rollout = rollouts.batch(family.env, policy, adapted, task, key, num_episodes)

@@ -11,6 +11,9 @@ from jmeta.optimizers.skip_nonfinite import skip_nonfinite
 from jmeta.optimizers.trpo import trpo
 from jmeta.types import Params
 
+# As an inner optimiser Adam is differentiated, and the root of a second moment of 0 has no derivative.
+_EPS_ROOT = 1e-16
+
 
 def sgd(
     *, learning_rate: float = 0.1, momentum: float = 0.0, max_grad_norm: float | None = None
@@ -40,7 +43,7 @@ def adam(*, learning_rate: float = 1e-3, max_grad_norm: float | None = None) -> 
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.adam(_positive(learning_rate)), max_grad_norm)
+    return _clipped(optax.adam(_positive(learning_rate), eps_root=_EPS_ROOT), max_grad_norm)
 
 
 def adamw(
@@ -64,7 +67,9 @@ def adamw(
     def is_matrix(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    optimizer = optax.adamw(_positive(learning_rate), weight_decay=weight_decay, mask=is_matrix)
+    optimizer = optax.adamw(
+        _positive(learning_rate), eps_root=_EPS_ROOT, weight_decay=weight_decay, mask=is_matrix
+    )
     return _clipped(optimizer, max_grad_norm)
 
 

@@ -106,6 +106,7 @@ def mlp(
         step=apply,
         unroll=apply,
         distribution=distributions.for_action(spec.action),
+        has_critic=critic,
     )
     return normalized.normalize_observations(policy, spec) if normalize_observations else policy
 

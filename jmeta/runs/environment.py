@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-_PACKAGES = ("jmeta", "jax", "jaxlib", "brax", "flax", "optax", "numpy")
+_PACKAGES = ("jmeta", "jax", "jaxlib", "brax", "optax", "numpy")
 
 
 def describe() -> dict[str, Any]:

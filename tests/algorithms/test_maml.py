@@ -1,4 +1,4 @@
-"""MAML as a whole: its meta-gradient, trust region, safety and learning, each against an answer known exactly."""
+"""MAML as a whole: meta-gradient, trust region, safety and learning, against answers known exactly."""
 
 from typing import Any, NamedTuple
 
@@ -48,17 +48,17 @@ def observed(optimizer, vector=VECTOR):
 
 def two_state(optimizer, **options):
     """MAML on the two-state process, estimating without bias and without a baseline."""
-    defaults = dict(
-        num_inner_steps=1,
-        inner_learning_rate=STEP_SIZE,
-        num_episodes=EPISODES,
-        inner_surrogate="dice",
-        outer_surrogate="ratio",
-        discount=1.0,
-        gae_lambda=1.0,
-        baseline="none",
-        normalize_advantages=False,
-    )
+    defaults = {
+        "num_inner_steps": 1,
+        "inner_learning_rate": STEP_SIZE,
+        "num_episodes": EPISODES,
+        "inner_surrogate": "dice",
+        "outer_surrogate": "ratio",
+        "discount": 1.0,
+        "gae_lambda": 1.0,
+        "baseline": "none",
+        "normalize_advantages": False,
+    }
     return maml(oracle.family(), oracle.softmax_policy(), optimizer=optimizer, **defaults | options)
 
 
@@ -122,7 +122,8 @@ def test_an_update_follows_the_exact_meta_gradient(estimated):
 def test_the_divergence_is_differentiated_through_the_inner_step(estimated):
     num_steps, first_order, found = estimated
     exact = [
-        (divergence_hessian(num_steps, first_order=f) @ VECTOR.ravel()).reshape(VECTOR.shape) for f in (False, True)
+        (divergence_hessian(num_steps, first_order=f) @ VECTOR.ravel()).reshape(VECTOR.shape)
+        for f in (False, True)
     ]
     assert distance(found.product, exact[first_order]).max() < 4
     assert distance(found.product, exact[not first_order]).max() > 8
@@ -154,24 +155,25 @@ def test_trust_region_steps_stay_within_the_bound_and_improve():
     assert (seen.after[0] < seen.before[0])[accepted].all()
     np.testing.assert_array_equal(metrics["loss"], seen.before[0])
     adapted_value = [
-        oracle.value(oracle.adapted(np.asarray(theta), STEP_SIZE, 1)) for theta in (oracle.THETA, state.params)
+        oracle.value(oracle.adapted(np.asarray(theta), STEP_SIZE, 1))
+        for theta in (oracle.THETA, state.params)
     ]
     assert adapted_value[1] > adapted_value[0] + 0.02
 
 
 def test_outer_epochs_repeat_the_update_on_one_batch():
-    found = []
     with jax.enable_x64(True):
-        for epochs in (1, 2):
-            algorithm = two_state(observed(optax.sgd(0.5)), num_episodes=5, outer_epochs=epochs)
-            state = algorithm.init(jax.random.key(0))
-            found.append(jax.jit(algorithm.update)(state, replicas_of_task(2), jax.random.key(1)))
-    (one, first), (two, second) = found
-    # The second epoch starts where the first one ended, on the same data.
-    np.testing.assert_allclose(two.opt_state.inner.before, one.opt_state.inner.after, rtol=1e-12)
-    assert second["env_steps"] == first["env_steps"] == 2 * (5 + 5) * oracle.HORIZON
-    assert two.step == 1
-    assert np.abs(two.params - one.params).max() > 1e-3
+        algorithm = two_state(observed(optax.sgd(0.1)), num_episodes=5, outer_epochs=2)
+        state = algorithm.init(jax.random.key(0))
+        state, metrics = jax.jit(algorithm.update)(state, replicas_of_task(2), jax.random.key(1))
+    seen, metrics = jax.tree.map(np.asarray, (state.opt_state.inner, metrics))
+    # The second epoch starts away from the policy that sampled, on the batch of the first one, whose loss
+    # is less by now; both continue in the same direction.
+    assert 0 < seen.before[1] < seen.after[1]
+    assert seen.after[0] < seen.before[0] < metrics["loss"]
+    assert metrics["kl"] == seen.after[1]
+    assert metrics["env_steps"] == 2 * (5 + 5) * oracle.HORIZON
+    assert state.step == 1
 
 
 # -- adaptation ---------------------------------------------------------------------------------------
@@ -291,7 +293,9 @@ def test_learns_to_adapt_to_tasks_with_a_known_optimum():
     def apply(params, carry, inputs):
         mean = jnp.broadcast_to(params["mean"], (*inputs.obs.shape[:-1], 1))
         log_std = jnp.broadcast_to(jnp.maximum(params["log_std"], -3), mean.shape)
-        return carry, PolicyOutput(distributions.NormalParams(mean, log_std), jnp.zeros(inputs.obs.shape[:-1]))
+        return carry, PolicyOutput(
+            distributions.NormalParams(mean, log_std), jnp.zeros(inputs.obs.shape[:-1])
+        )
 
     policy = Policy(
         lambda key: {"mean": jnp.full(1, 2.0), "log_std": jnp.full(1, -0.5)},

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jmeta import optimizers
 from jmeta.inner import policy_gradient as pg
 from tests import oracle
 
@@ -182,3 +183,22 @@ def test_bad_arguments_are_named(argument, value, allowed):
 def test_unknown_surrogate_is_named():
     with pytest.raises(ValueError, match="reinforce.*got 'rato'"):
         make("rato")
+
+
+def test_a_value_baseline_needs_a_critic():
+    with pytest.raises(ValueError, match="'value' needs a policy with a critic"):
+        make("ratio", baseline="value")
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
+def test_inner_optimizers_are_differentiable_at_a_gradient_of_zero(name):
+    """With no rewards every inner gradient is 0; Adam's root of it must not make the meta-gradient NaN."""
+    policy, source, _ = make("ratio")
+    optimizer = optimizers.REGISTRY[name](learning_rate=0.1)
+    inner = pg.inner_loop(policy, source, surrogate="ratio", optimizer=optimizer)
+    pre, post = enumerated(1)
+    pre = pre._replace(advantage=jnp.zeros_like(pre.advantage))
+    gradient = jax.jit(
+        jax.grad(lambda p: source.loss("ratio")(pg.unroll(policy, inner.replay(p, pre), post.inputs), post))
+    )(jnp.asarray(oracle.THETA))
+    assert np.isfinite(gradient).all()

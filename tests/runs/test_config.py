@@ -77,8 +77,8 @@ def test_every_preset_builds(algorithm, family):
 
 
 def test_family_and_algorithm_override_the_defaults():
-    assert preset("maml", "half-cheetah-direction").training.iterations == 150
-    assert preset("maml", "ant-direction").training.iterations == 200
+    assert preset("maml", "half-cheetah-direction").training.iterations == 120
+    assert preset("maml", "ant-direction").training.iterations == 100
     assert "optimizer" not in preset("scratch", "ant-direction").algorithm
 
 

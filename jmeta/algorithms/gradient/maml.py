@@ -57,7 +57,8 @@ def maml(
     Args:
       family: the tasks.
       policy: the policy, whose initial parameters are learned.
-      optimizer: of the outer update; one that needs them gets `value_and_kl_fn` and `kl_hvp_fn`.
+      optimizer: of the outer update; one that needs them gets `value_and_kl_fn` and `kl_hvp_fn`. TRPO wants
+        the linear baseline: a critic has no curvature in the divergence, and would take up the whole step.
       num_inner_steps: K, adaptation steps in training, fresh episodes for each.
       inner_learning_rate: step size of the inner optimiser.
       inner_optimizer: step size -> optimiser of the inner step.
@@ -67,8 +68,8 @@ def maml(
       outer_surrogate: objective after adaptation, likewise.
       outer_epochs: outer updates on one batch.
       discount: of inner and outer objective, in [0, 1].
-      gae_lambda: in [0, 1].
-      baseline: "linear", "value" or "none".
+      gae_lambda: in [0, 1]; below 1 the baseline's bias enters every advantage.
+      baseline: "linear" (refitted for every task and step), "value" (the policy's critic) or "none".
       normalize_advantages: per batch of one task.
       tasks_per_block: tasks that a device runs side by side; None chooses by platform.
 

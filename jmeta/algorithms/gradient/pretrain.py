@@ -18,7 +18,8 @@ def pretrain(
     The "pretrained" baseline of Finn et al. (2017). An update samples as many episodes as MAML's does,
     `num_episodes` for each of the K inner steps and once more, so both learn from equal experience.
 
-    The hyperparameters are `maml`'s; the inner ones take effect in adaptation only.
+    The hyperparameters are `maml`'s; the inner ones take effect in adaptation only. Training adapts nothing,
+    so its metric `return_after` is `return_before`.
     """
     tuned = maml(family, policy, num_inner_steps=num_inner_steps, num_episodes=num_episodes, **others)
     num_episodes *= num_inner_steps + 1
