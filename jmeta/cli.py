@@ -141,7 +141,6 @@ def train(argv: list[str]) -> None:
 
     from jmeta import training
     from jmeta.reporting.progress import ProgressReporter
-    from jmeta.runs.checkpoints import DamagedRunError
 
     with _user_errors():
         run, family, algorithm = _resumed_run(argv) if "--resume" in argv else _new_run(argv)
@@ -151,14 +150,13 @@ def train(argv: list[str]) -> None:
     try:
         with ProgressReporter(console, settings.iterations) as report:
             training.train(algorithm, family, **dataclasses.asdict(settings), run=run, callback=report)
-    except DamagedRunError as error:
-        raise UserError(f"run folder {str(run.path)!r}: {error}") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with: jmeta train --resume --run-dir {run.path}") from None
     console.print(f"evaluate it with: jmeta evaluate {run.path}", soft_wrap=True)
 
 
 def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]:
+    from jmeta import training
     from jmeta.runs.folder import RunFolder
 
     argv = [word for word in argv if word != "--resume"]
@@ -169,6 +167,7 @@ def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]
     if names not in ([], own):
         raise ValueError(f"run folder {flags.run_dir!r} is of {' '.join(own)}, not of {' '.join(names)}")
     family, algorithm = _build(run.config)
+    training.resume(run, algorithm, run.config.training.checkpoint_every)  # fails now rather than under way
     return run, family, algorithm
 
 
@@ -275,12 +274,14 @@ def evaluate(argv: list[str]) -> None:
     summary = "Adapts a trained run to fresh tasks and tabulates the returns."
     flags = _parse(Evaluate, argv, "jmeta evaluate", summary)
     with _user_errors():
-        from jmeta.runs.config import build
+        from jmeta.runs.config import SEED_LIMIT, build
         from jmeta.runs.folder import RunFolder, write_json
 
         for name, least in (("steps", 0), ("episodes", 1), ("seed", 0)):
             if getattr(flags, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, not {getattr(flags, name)}")
+        if flags.seed >= SEED_LIMIT:
+            raise ValueError(f"--seed must be below {SEED_LIMIT}, not {flags.seed}")
         run = RunFolder.open(flags.run_dir)
         iteration = run.latest_checkpoint()
         if iteration is None:
@@ -294,10 +295,9 @@ def evaluate(argv: list[str]) -> None:
 
         from jmeta import evaluation, parallel
         from jmeta.reporting.tables import adaptation_table
-        from jmeta.training import TrainState
+        from jmeta.training import initial_state
 
-        key = jax.random.key(0)
-        state = run.restore_checkpoint(iteration, TrainState(jax.jit(algorithm.init)(key), key))
+        state = run.restore_checkpoint(iteration, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))
     mesh = parallel.task_mesh()
     with jax.set_mesh(mesh):
         result = evaluation.evaluate(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import parallel
+from jmeta.runs.config import Training
 from jmeta.runs.folder import RunFolder
 from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, TaskFamily
 
@@ -53,7 +54,7 @@ def train(
       family: the tasks it trains on, drawn afresh in every iteration.
       iterations: meta-iterations in all, those before a resume counted in.
       num_tasks: B, tasks of an iteration; a multiple of the number of devices.
-      seed: of the initial parameters, the tasks and the episodes.
+      seed: of the initial parameters, the tasks and the episodes; below 2**31.
       log_every: iterations in one compiled call; host work happens between calls.
       checkpoint_every: iterations between checkpoints, a multiple of `log_every`; the last is always saved.
       run: the run folder.
@@ -63,29 +64,24 @@ def train(
       The final state.
 
     Raises:
-      ValueError: a count is out of its range.
+      ValueError: a number is out of its range.
+      DamagedRunError: `run` cannot be gone on with; see `resume`.
     """
-    for name, value, least in (("iterations", iterations, 0), ("log_every", log_every, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if checkpoint_every < 1 or checkpoint_every % log_every:
-        raise ValueError(
-            f"checkpoint_every must be a multiple of log_every={log_every}, got {checkpoint_every}"
-        )
     mesh = parallel.task_mesh()
     parallel.check_divisible(num_tasks, mesh.size)
+    Training(iterations, num_tasks, seed, log_every, checkpoint_every)  # checks their ranges
+    state = resume(run, algorithm, checkpoint_every) if run is not None else None
+    if state is None:
+        state = initial_state(algorithm, seed)
+        if run is not None and iterations == 0:
+            run.save_checkpoint(0, state)
+    state = parallel.replicate(state, mesh)
+    done = int(state.meta.step)
+    if done >= iterations:
+        return state.meta
     with jax.set_mesh(mesh):
-        key_init, key_run = jax.random.split(jax.random.key(seed))
-        state = TrainState(jax.jit(algorithm.init)(key_init), key_run)
-        if run is not None:
-            saved = run.latest_checkpoint()
-            if saved is not None:
-                state = run.restore_checkpoint(saved, state)
-            run.truncate_metrics(saved or 0)
-        state = parallel.replicate(state, mesh)
         chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
         state, _ = chunk(state, jnp.int32(0))  # compiles, so that the first rate is a true one
-        done = int(state.meta.step)
         while done < iterations:
             started = time.perf_counter()
             # Up to the next multiple, on which checkpoints fall, wherever an earlier call ended.
@@ -105,6 +101,36 @@ def train(
                 seconds_left = (iterations - done) * seconds / count
                 callback(Progress(done, iterations, records[-1], steps_per_second, seconds_left))
     return state.meta
+
+
+def initial_state(algorithm: MetaAlgorithm, seed: int) -> TrainState:
+    """The state before the first iteration. Under `jax.eval_shape`, what a checkpoint is restored into."""
+    key_init, key_run = jax.random.split(jax.random.key(seed))
+    return TrainState(jax.jit(algorithm.init)(key_init), key_run)
+
+
+def resume(run: RunFolder, algorithm: MetaAlgorithm, checkpoint_every: int) -> TrainState | None:
+    """Reads the newest checkpoint of a run and drops the records beyond it; compiles nothing.
+
+    Args:
+      run: the run folder.
+      algorithm: that of the run.
+      checkpoint_every: iterations between its checkpoints.
+
+    Returns:
+      The state; None if no checkpoint was written yet.
+
+    Raises:
+      DamagedRunError: the checkpoint or the records are damaged, or do not go together. Nothing is changed.
+    """
+    saved = run.latest_checkpoint()
+    state = None
+    if saved is not None:
+        state = run.restore_checkpoint(saved, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))
+    done = saved or 0
+    # Metrics are written before the checkpoint that holds them: a kill leaves them ahead, by one at most.
+    run.truncate_metrics(done, latest=done + checkpoint_every)
+    return state
 
 
 def compile_chunk(

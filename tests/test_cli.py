@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from jmeta.presets import preset
 from jmeta.reporting.progress import ProgressReporter
 from jmeta.runs import RunFolder
 from jmeta.runs.config import registry
+from tests import small
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -201,17 +203,23 @@ def test_list_names_everything(capsys):
         ),
         ("train maml point-goal --seed", "Missing value for argument '--seed'"),
         ("train maml point-goal surplus", "surplus"),
-        ("train maml point-goal --iterations -5", "iterations must be an integer of at least 1, not -5"),
-        ("train maml point-goal --tasks -4", "num_tasks must be an integer of at least 1, not -4"),
+        ("train maml point-goal --iterations -5", "iterations must be at least 0, got -5"),
+        ("train maml point-goal --tasks -4", "num_tasks must be at least 1, got -4"),
         ("train maml point-goal --num-inner-steps -1", "num_inner_steps must be at least 0, got -1"),
-        ("train maml point-goal --optimizer.learning-rate 0", "learning_rate"),
+        ("train maml point-goal --optimizer.learning-rate -1", "learning_rate"),
+        (
+            "train maml point-goal --inner-learning-rate -1",
+            "inner_learning_rate must not be negative, got -1",
+        ),
+        ("train maml point-goal --seed 99999999999999999999", "seed must be below 2147483648, got 9999"),
+        ("train maml point-goal --seed 2147483648", "seed must be below 2147483648, got 2147483648"),
         ("train maml point-goal --outer-surrogate x", "surrogate"),
         ("train maml half-cheetah-direction --family.backend sprin", "backend"),
         ("train maml point-goal --family.horizon 0", "horizon"),
         ("train maml point-goal --policy.hidden 0", "hidden"),
         (
             "train maml point-goal --log-every 3",
-            "checkpoint_every must be a multiple of log_every (3), not 50",
+            "checkpoint_every must be a multiple of log_every=3, got 50",
         ),
         ("train maml point-goal --tasks 5", "2 devices that share them, got 5"),
         ("train --resume", "--run-dir"),
@@ -243,26 +251,21 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, message, empty_folder, 
         ("evaluate {run} --tasks -2", "got -2"),
         ("evaluate {run} --steps -1", "--steps must be at least 0, not -1"),
         ("evaluate {run} --episodes 0", "--episodes must be at least 1, not 0"),
+        ("evaluate {run} --seed -1", "--seed must be at least 0, not -1"),
+        ("evaluate {run} --seed 99999999999999999999", "--seed must be below 2147483648, not 9999"),
     ],
 )
 def test_a_mistake_leaves_a_run_as_it_is(words, message, trained, capsys):
-    before = {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()}
+    before = files(trained)
     assert cli.main(words.format(run=trained).split()) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert any(part in line.lower() for part in message.lower().split("|")), line
-    assert {path: path.read_bytes() for path in trained.rglob("*") if path.is_file()} == before
+    assert files(trained) == before
 
 
-def damaged(trained, path, name, content):
-    """A copy of a run with one file changed."""
-    for source in trained.rglob("*"):
-        target = path / source.relative_to(trained)
-        if source.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(source.read_bytes())
-    (path / name).write_text(content)
-    return path
+def files(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 @pytest.mark.parametrize(
@@ -270,14 +273,50 @@ def damaged(trained, path, name, content):
     [
         ("config.json", '{"algo', ("train --resume --run-dir", "evaluate")),
         ("checkpoints/4/manifest.json", "[]", ("train --resume --run-dir", "evaluate")),
+        ("checkpoints/4/_METADATA", None, ("train --resume --run-dir", "evaluate")),
+        ("checkpoints", None, ("train --resume --run-dir", "evaluate")),
         ("metrics.jsonl", "{\n{}\n", ("train --resume --run-dir",)),
+        ("metrics.jsonl", "5\n", ("train --resume --run-dir",)),
+        ("metrics.jsonl", '{"iteration": 1}\n', ("train --resume --run-dir",)),
+        ("metrics.jsonl", None, ("train --resume --run-dir",)),
+        ("timings.jsonl", "[]\n", ("train --resume --run-dir",)),
     ],
 )
 def test_a_damaged_run_is_one_line(name, content, commands, trained, empty_folder, capsys):
-    path = damaged(trained, empty_folder / "run", name, content)
+    """Before anything is compiled, and without a change of what is left."""
+    path = shutil.copytree(trained, empty_folder / "run") / name
+    if content is not None:
+        path.write_text(content)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    before = files(empty_folder)
     for command in commands:
-        assert cli.main([*command.split(), str(path)]) == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith("jmeta: error: ")
+        with small.compilations() as compiled:
+            assert cli.main([*command.split(), "run"]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("jmeta: error: ") and captured.err.count("\n") == 1, captured.err
+        assert captured.out == ""
+        assert not any("init" in program or "chunk" in program for program in compiled)
+        assert files(empty_folder) == before
+
+
+def test_a_finished_run_is_not_compiled_again(trained, capsys):
+    before = files(trained)
+    with small.compilations() as compiled:
+        assert cli.main(["train", "--resume", "--run-dir", str(trained)]) == 0
+    assert not any("init" in program or "chunk" in program for program in compiled)
+    assert files(trained) == before
+
+
+def test_without_iterations_the_initial_policy_is_saved(empty_folder):
+    assert cli.main(["train", "maml", "point-goal", *SMALL, "--iterations", "0", "--run-dir", "run"]) == 0
+    run = RunFolder.open("run")
+    assert (run.latest_checkpoint(), run.read_metrics()) == (0, [])
+    before = files(empty_folder)
+    assert cli.main(["train", "--resume", "--run-dir", "run"]) == 0
+    assert files(empty_folder) == before
 
 
 def test_a_run_without_checkpoint_cannot_be_evaluated(empty_folder, capsys):

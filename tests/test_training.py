@@ -2,8 +2,6 @@
 
 import itertools
 import json
-import os
-import pathlib
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ import pytest
 
 from jmeta import parallel, training
 from jmeta.runs import RunFolder, checkpoints, resolve
+from jmeta.runs.config import build
 from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
 from tests import small
 
@@ -229,61 +228,72 @@ def test_a_finished_run_is_left_as_it_is(straight):
     assert metrics_bytes(run) == before
 
 
-_SCRIPT = """
-import pathlib, sys
-from jmeta import training
-from jmeta.runs import RunFolder, resolve
-from tests import small
-
-path = pathlib.Path(sys.argv[1])
-config = resolve(
-    algorithm={"name": "scratch"},
-    family={"name": "point-goal"},
-    policy={"name": "mlp"},
-    training={"iterations": 1, "num_tasks": 2},
-)
-run = RunFolder.open(path) if (path / "config.json").exists() else RunFolder.create(path, config)
-training.train(
-    small.algorithm("maml"),
-    small.family(),
-    iterations=300,
-    num_tasks=small.NUM_TASKS,
-    log_every=2,
-    checkpoint_every=4,
-    run=run,
-)
-"""
+_RUN = [
+    "train",
+    "maml",
+    "point-goal",
+    "--iterations",
+    "300",
+    "--tasks",
+    "4",
+    "--log-every",
+    "2",
+    "--checkpoint-every",
+    "4",
+    "--family.horizon",
+    "5",
+    "--num-episodes",
+    "3",
+    "--outer-epochs",
+    "2",
+    "--policy.hidden",
+    "8",
+]
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_a_run_ends_the_same(tmp_path):
-    repository = pathlib.Path(__file__).parents[1]
+def test_killed_at_ten_random_moments_a_run_ends_the_same(tmp_path):
+    """Half of them while it starts or compiles, half between the lines that it logs."""
 
     def start(path):
-        environment = {**os.environ, "PYTHONPATH": str(repository)}
-        return subprocess.Popen([sys.executable, "-c", _SCRIPT, str(path)], env=environment)
+        known = (path / "config.json").exists()
+        words = ["train", "--resume"] if known else _RUN
+        command = [sys.executable, "-m", "jmeta", *words, "--run-dir", str(path)]
+        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
     def logged(path):
-        return path.read_bytes().count(b"\n") if path.exists() else 0
+        metrics = path / "metrics.jsonl"
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    def wait_for(process, path, lines, seconds=float("inf")):
+        end = time.monotonic() + seconds
+        while logged(path) < lines and time.monotonic() < end:
+            assert process.poll() is None
+            time.sleep(0.001)
 
     reference, killed = tmp_path / "reference", tmp_path / "killed"
+    started = time.monotonic()
     with start(reference) as process:
+        wait_for(process, reference, 1)
+        first = time.monotonic()
         assert process.wait() == 0
+    starting, running = first - started, time.monotonic() - first
     rng = np.random.default_rng()
-    for least in (1, 80, 180):
+    for kill in range(10):
+        before = logged(killed)
         with start(killed) as process:
-            while logged(killed / "metrics.jsonl") < least:
-                assert process.poll() is None
-                time.sleep(0.001)
-            time.sleep(rng.uniform(0, 0.05))
+            seconds = float("inf") if kill % 2 else rng.uniform(0, starting)
+            wait_for(process, killed, before + 1, seconds)
+            if kill % 2:
+                time.sleep(rng.uniform(0, running / 20))
             process.kill()
-        assert logged(killed / "metrics.jsonl") < 300
+    assert 0 < logged(killed) < 300
     with start(killed) as process:
         assert process.wait() == 0
     runs = [RunFolder.open(path) for path in (reference, killed)]
     assert metrics_bytes(runs[1]) == metrics_bytes(runs[0])
     assert [run.latest_checkpoint() for run in runs] == [300, 300]
-    meta = small.algorithm("maml").init(jax.random.key(1))
-    like = training.TrainState(meta, jax.random.key(2))
+    _, _, algorithm = build(runs[0].config)
+    like = training.TrainState(algorithm.init(jax.random.key(1)), jax.random.key(2))
     saved = [small.bits(checkpoints.restore(run.path / "checkpoints", 300, like)) for run in runs]
     assert saved[0] == saved[1]

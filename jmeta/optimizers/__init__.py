@@ -30,7 +30,7 @@ def sgd(
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; must be at least 0 and below 1.")
-    return _clipped(optax.sgd(_positive(learning_rate), momentum or None), max_grad_norm)
+    return _clipped(optax.sgd(_not_negative(learning_rate), momentum or None), max_grad_norm)
 
 
 def adam(*, learning_rate: float = 1e-3, max_grad_norm: float | None = None) -> optax.GradientTransformation:
@@ -43,7 +43,7 @@ def adam(*, learning_rate: float = 1e-3, max_grad_norm: float | None = None) -> 
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.adam(_positive(learning_rate), eps_root=_EPS_ROOT), max_grad_norm)
+    return _clipped(optax.adam(_not_negative(learning_rate), eps_root=_EPS_ROOT), max_grad_norm)
 
 
 def adamw(
@@ -68,7 +68,7 @@ def adamw(
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     optimizer = optax.adamw(
-        _positive(learning_rate), eps_root=_EPS_ROOT, weight_decay=weight_decay, mask=is_matrix
+        _not_negative(learning_rate), eps_root=_EPS_ROOT, weight_decay=weight_decay, mask=is_matrix
     )
     return _clipped(optimizer, max_grad_norm)
 
@@ -85,7 +85,7 @@ def rmsprop(
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.rmsprop(_positive(learning_rate)), max_grad_norm)
+    return _clipped(optax.rmsprop(_not_negative(learning_rate)), max_grad_norm)
 
 
 REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -99,9 +99,9 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
 __all__ = ["REGISTRY", "adam", "adamw", "rmsprop", "sgd", "skip_nonfinite", "trpo"]
 
 
-def _positive(learning_rate: float) -> float:
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate is {learning_rate}; must be positive.")
+def _not_negative(learning_rate: float) -> float:
+    if not learning_rate >= 0:
+        raise ValueError(f"learning_rate is {learning_rate}; must not be negative.")
     return learning_rate
 
 

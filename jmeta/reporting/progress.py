@@ -62,7 +62,10 @@ class ProgressReporter:
 
 
 def describe(progress: Progress) -> str:
-    """One line: return before and after adaptation, speed, time left."""
+    """One line: return before and after adaptation, updates skipped if any, speed, time left."""
     before, after = progress.metrics["return_before"], progress.metrics["return_after"]
     left = datetime.timedelta(seconds=round(progress.seconds_left))
-    return f"return {before:.1f} → {after:.1f}  {progress.env_steps_per_second:,.0f} env steps/s  {left} left"
+    skipped = progress.metrics.get("skipped", 0)
+    warning = f"  skipped updates: {skipped:.0f}" if skipped > 0 else ""
+    speed = f"{progress.env_steps_per_second:,.0f} env steps/s"
+    return f"return {before:.1f} → {after:.1f}{warning}  {speed}  {left} left"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich.table import Table
@@ -13,7 +14,7 @@ def adaptation_table(
     return_low: Sequence[float],
     return_high: Sequence[float],
 ) -> Table:
-    """Return after each number of adaptation steps, with its interval.
+    """Return after each number of adaptation steps, with its interval; n/a for NaN.
 
     Args:
       steps: [S] adaptation steps done.
@@ -25,7 +26,8 @@ def adaptation_table(
     for heading in ("adaptation steps", "mean return", "95 % interval"):
         table.add_column(heading, justify="right", no_wrap=True)
     for step, mean, low, high in zip(steps, return_mean, return_low, return_high, strict=True):
-        table.add_row(str(step), f"{mean:.2f}", f"[{low:.2f}, {high:.2f}]".replace("[", r"\["))
+        interval = "n/a" if math.isnan(low) else rf"\[{low:.2f}, {high:.2f}]"
+        table.add_row(str(step), "n/a" if math.isnan(mean) else f"{mean:.2f}", interval)
     return table
 
 

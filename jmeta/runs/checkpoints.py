@@ -21,6 +21,7 @@ import numpy as np
 from jmeta.types import PyTree
 
 _KEEP = 3
+_ARRAY = (jax.Array, jax.ShapeDtypeStruct)
 _MANIFEST = "manifest.json"  # written last: its presence means that everything else was
 
 
@@ -46,7 +47,8 @@ def save(root: pathlib.Path, iteration: int, tree: PyTree) -> None:
     os.replace(temporary, final)
     kept = {str(done) for done in _complete(root)[-_KEEP:]}
     for entry in root.iterdir():
-        if entry.name not in kept:
+        ours = entry.name.isdecimal() or entry.name.startswith("tmp-")
+        if ours and entry.name not in kept:
             _remove(entry)
 
 
@@ -56,14 +58,15 @@ def restore(root: pathlib.Path, iteration: int, like: PyTree) -> PyTree:
     Args:
       root: the folder of the checkpoints.
       iteration: one that `latest` returned.
-      like: a tree of the structure, shapes, dtypes and devices of the one that was saved.
+      like: a tree of the structure, shapes and dtypes of the one that was saved, on the devices to restore
+        to; `jax.ShapeDtypeStruct`s will do, for the default device.
 
     Raises:
       DamagedRunError: if the checkpoint is damaged or holds another kind of tree.
     """
     path = root / str(iteration)
     names, leaves, treedef = _flatten(like)
-    expected = _manifest(names, jax.device_get(leaves))
+    expected = _manifest(names, leaves)
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         found = _orbax().restore(path.absolute())
@@ -90,33 +93,44 @@ def _complete(root: pathlib.Path) -> list[int]:
 
 def _remove(path: pathlib.Path) -> None:
     """Removes a folder, its manifest first: killed half way, the rest counts as incomplete."""
-    (path / _MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir():
+        (path / _MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    """Whether a leaf is a key or the shape of one."""
+    return isinstance(leaf, _ARRAY) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _numbers(key: Any) -> Any:
+    """The numbers of a key; of the shape of one, theirs."""
+    is_shape = isinstance(key, jax.ShapeDtypeStruct)
+    return jax.eval_shape(jax.random.key_data, key) if is_shape else jax.random.key_data(key)
 
 
 def _flatten(tree: PyTree) -> tuple[list[str], list[Any], Any]:
     """Names, leaves with keys as their numbers, and the structure of a tree."""
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     names = [jax.tree_util.keystr(path) for path, _ in paths]
-    return names, [jax.random.key_data(x) if _is_key(x) else x for _, x in paths], treedef
+    return names, [_numbers(x) if _is_key(x) else x for _, x in paths], treedef
 
 
-def _manifest(names: list[str], arrays: list[Any]) -> list[list[Any]]:
+def _manifest(names: list[str], leaves: list[Any]) -> list[list[Any]]:
     """[name, dtype, shape] of every leaf."""
-    leaves = zip(names, map(np.asarray, arrays), strict=True)
-    return [[name, str(array.dtype), list(array.shape)] for name, array in leaves]
+    arrays = (leaf if isinstance(leaf, _ARRAY) else np.asarray(leaf) for leaf in leaves)
+    return [[name, str(x.dtype), list(x.shape)] for name, x in zip(names, arrays, strict=True)]
 
 
 def _like(leaf: Any, array: np.ndarray) -> Any:
     """The saved array as the kind of leaf, and where, that `leaf` is."""
     if _is_key(leaf):
-        key = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=jax.random.key_impl(leaf))
+        impl = jax.random.key_impl(jax.numpy.empty((), leaf.dtype))  # `leaf` may be a shape
+        key = jax.random.wrap_key_data(jax.numpy.asarray(array), impl=impl)
         return jax.device_put(key, leaf.sharding)
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, _ARRAY):
         return jax.device_put(array, leaf.sharding)
     return array if isinstance(leaf, np.ndarray) else type(leaf)(array)
 

@@ -28,6 +28,7 @@ _MODULES: dict[str, str] = {
     "optimizer": "jmeta.optimizers",
 }
 REQUIRED = inspect.Parameter.empty  # the default of a hyperparameter that has none
+SEED_LIMIT = 2**31  # what a seed is below
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,9 @@ class Training:
     """How long, on how much, and how often to write.
 
     Attributes:
-      iterations: meta-iterations in all.
+      iterations: meta-iterations in all; 0 leaves the initial policy.
       num_tasks: B, tasks in a meta-batch.
-      seed: of everything random in the run.
+      seed: of everything random in the run, below 2**31.
       log_every: meta-iterations in one compiled chunk, after which metrics are written.
       checkpoint_every: meta-iterations between checkpoints, a multiple of `log_every`.
     """
@@ -50,15 +51,16 @@ class Training:
 
     def __post_init__(self) -> None:
         """Checks types and ranges; raises ValueError."""
-        for field in dataclasses.fields(self):
-            least = 0 if field.name == "seed" else 1
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{field.name} must be an integer of at least {least}, not {value!r}")
+        least = {"iterations": 0, "num_tasks": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1}
+        for name, value in dataclasses.asdict(self).items():
+            if to_json_value(value, int, name) < least[name]:
+                raise ValueError(f"{name} must be at least {least[name]}, got {value}")
+        if self.seed >= SEED_LIMIT:
+            raise ValueError(f"seed must be below {SEED_LIMIT}, got {self.seed}")
         if self.checkpoint_every % self.log_every:
             raise ValueError(
-                f"checkpoint_every must be a multiple of log_every ({self.log_every}),"
-                f" not {self.checkpoint_every}"
+                f"checkpoint_every must be a multiple of log_every={self.log_every},"
+                f" got {self.checkpoint_every}"
             )
 
 
@@ -112,7 +114,7 @@ def resolve(
 
     Raises:
       ValueError: for an unknown name or argument (naming the nearest known one), a value of a wrong type,
-        a missing argument, or a count below its least value.
+        a missing argument, or a number out of its range.
     """
     return RunConfig(
         algorithm=_complete("algorithm", algorithm),

@@ -6,12 +6,15 @@ metrics.jsonl      one line a logged iteration: deterministic values only
 timings.jsonl      wall-clock times of the same iterations
 checkpoints/       see `jmeta.runs.checkpoints`
 evaluation.json    the last evaluation
+
+Numbers that are not finite are null: JSON has no others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -40,7 +43,7 @@ class RunFolder:
         """Makes the folder of a new run and writes its configuration and environment.
 
         Raises:
-          FileExistsError: if `path` exists and is anything but an empty folder; nothing is changed.
+          FileExistsError: if there is anything at `path`; see `check_free`. Nothing is changed.
         """
         path = pathlib.Path(path)
         check_free(path)
@@ -76,23 +79,41 @@ class RunFolder:
         _append(self.path / "timings.jsonl", records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All metrics records; a last line that was cut off while being written is left out.
+        """All metrics records, NaN for null; a last line that was cut off while being written is left out.
 
         Raises:
           DamagedRunError: if another line is damaged.
         """
         return _read(self.path / "metrics.jsonl")
 
-    def truncate_metrics(self, iteration: int) -> None:
+    def truncate_metrics(self, iteration: int, latest: int) -> None:
         """Drops metrics and timings beyond `iteration`, and a last line that was cut off.
 
         A run that resumes from the checkpoint of `iteration` writes those records again.
+
+        Args:
+          iteration: that of the last checkpoint, 0 without one.
+          latest: how far the metrics can be ahead of it.
+
+        Raises:
+          DamagedRunError: if a line is damaged, or if the metrics are not those of iterations 1, 2, 3 and so
+            on up to one from `iteration` to `latest`: some were lost, or a checkpoint. Nothing is changed.
         """
-        for name in ("metrics.jsonl", "timings.jsonl"):
-            path = self.path / name
-            if path.exists():
-                kept = [record for record in _read(path) if record["iteration"] <= iteration]
-                _write_atomically(path, _lines(kept))
+        done = [record["iteration"] for record in self.read_metrics()]
+        if done != list(range(1, len(done) + 1)):
+            raise DamagedRunError("metrics.jsonl is damaged: its iterations are not 1, 2, 3 and so on")
+        if not iteration <= len(done) <= latest:
+            last = (
+                f"the last checkpoint is of iteration {iteration}" if iteration else "there is no checkpoint"
+            )
+            raise DamagedRunError(
+                f"metrics.jsonl holds {len(done)} iterations, but {last}: files are missing"
+            )
+        paths = [self.path / name for name in ("metrics.jsonl", "timings.jsonl")]
+        paths = [path for path in paths if path.exists()]
+        kept = [[record for record in _read(path) if record["iteration"] <= iteration] for path in paths]
+        for path, records in zip(paths, kept, strict=True):
+            _write_atomically(path, _lines(records))
 
     def latest_checkpoint(self) -> int | None:
         """The iteration of the last complete checkpoint; None if there is none."""
@@ -108,8 +129,12 @@ class RunFolder:
 
 
 def check_free(path: pathlib.Path) -> None:
-    """Raises FileExistsError unless `path` does not exist or is an empty folder."""
-    if path.is_dir() and not any(path.iterdir()):
+    """Raises FileExistsError unless a run can be created at `path`.
+
+    It can where there is nothing, an empty folder, or what `RunFolder.create` leaves when it is killed.
+    """
+    leftovers = {"environment.json", "environment.json.tmp", "config.json.tmp"}
+    if path.is_dir() and {entry.name for entry in path.iterdir()} <= leftovers:
         return
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{str(path)!r} already exists; choose another run folder, or --resume it")
@@ -120,7 +145,7 @@ def check_free(path: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file that is either whole or not there."""
-    _write_atomically(path, json.dumps(value, indent=2) + "\n")
+    _write_atomically(path, json.dumps(_strict(value), indent=2) + "\n")
 
 
 def _write_atomically(path: pathlib.Path, text: str) -> None:
@@ -130,7 +155,16 @@ def _write_atomically(path: pathlib.Path, text: str) -> None:
 
 
 def _lines(records: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
+    return "".join(json.dumps(_strict(record)) + "\n" for record in records)
+
+
+def _strict(value: Any) -> Any:
+    """A JSON value with None for every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _append(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -141,9 +175,16 @@ def _append(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
-    del unfinished  # every whole line ends in a newline, so this is empty or cut off
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
+        *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
+        del unfinished  # every whole line ends in a newline, so this is empty or cut off
+        return [_record(line) for line in lines]
+    except (OSError, ValueError) as error:
         raise DamagedRunError(f"{path.name} is damaged: {error}") from error
+
+
+def _record(line: str) -> dict[str, Any]:
+    record = json.loads(line)
+    if not isinstance(record, dict) or type(record.get("iteration")) is not int:
+        raise ValueError("a line is not the record of an iteration")
+    return {name: math.nan if value is None else value for name, value in record.items()}

@@ -17,6 +17,14 @@ def test_one_line_says_it_all():
     assert reporting.describe(chunk(10)) == "return -8.2 → 70.0  27,700 env steps/s  1:02:03 left"
 
 
+def test_skipped_updates_are_shown_if_there_are_any():
+    for count, shown in ((0, False), (3, True)):
+        progress = chunk(10)
+        progress.metrics["skipped"] = count
+        assert ("  skipped updates: 3  " in reporting.describe(progress)) == shown
+        assert ("skipped" in reporting.describe(progress)) == shown
+
+
 def test_without_a_terminal_lines_come_now_and_then(monkeypatch):
     clock = iter([0.0, 4.0, 11.0, 12.0])
     monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))

@@ -20,6 +20,13 @@ def test_adaptation_table_has_a_row_a_step():
     ]
 
 
+def test_what_is_not_a_number_is_not_available():
+    nan = float("nan")
+    lines = text(tables.adaptation_table([0, 1], [-8.0, nan], [nan, nan], [nan, nan])).splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "n/a" in line]
+    assert cells == [["0", "-8.00", "n/a"], ["1", "n/a", "n/a"]]
+
+
 def test_components_table_keeps_names_whole():
     printed = text(tables.components_table("Families", [("half-cheetah-direction", "Runs. " * 30)]), width=60)
     assert "half-cheetah-direction" in printed

@@ -40,6 +40,14 @@ def test_round_trip_is_exact(root):
     assert list(map(bits, jax.tree.leaves(restored))) == list(map(bits, jax.tree.leaves(saved)))
 
 
+def test_shapes_are_enough_to_restore(root):
+    saved = tree()[:3]
+    checkpoints.save(root, 10, saved)
+    restored = checkpoints.restore(root, 10, jax.eval_shape(lambda: tree()[:3]))
+    assert jax.tree.structure(restored) == jax.tree.structure(saved)
+    assert list(map(bits, jax.tree.leaves(restored))) == list(map(bits, jax.tree.leaves(saved)))
+
+
 def test_restored_keys_draw_the_same(root):
     checkpoints.save(root, 1, jax.random.key(5))
     restored = checkpoints.restore(root, 1, jax.random.key(0))
@@ -73,6 +81,19 @@ def test_what_is_not_complete_is_ignored_and_removed(root):
     assert checkpoints.latest(root) == 5
     checkpoints.save(root, 7, jnp.int32(7))
     assert sorted(path.name for path in root.iterdir()) == ["5", "7"]
+
+
+def test_what_others_put_there_stays(root):
+    checkpoints.save(root, 1, jnp.int32(1))
+    (root / "notes.txt").write_text("mine")
+    (root / "best").mkdir()
+    (root / "best" / "manifest.json").write_text("mine")
+    (root / "2").write_text("in the way")
+    for iteration in (2, 3, 4):
+        checkpoints.save(root, iteration, jnp.int32(iteration))
+    assert sorted(path.name for path in root.iterdir()) == ["2", "3", "4", "best", "notes.txt"]
+    assert (root / "best" / "manifest.json").read_text() == "mine"
+    assert checkpoints.latest(root) == 4
 
 
 def test_saving_again_replaces(root):

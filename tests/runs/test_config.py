@@ -67,6 +67,19 @@ def test_build_passes_the_values_on(monkeypatch):
         assert updates == -0.5  # gradient descent: -0.5 * 1
 
 
+def test_the_largest_seed_is_one():
+    config = resolve(**small(training={"seed": 2**31 - 1}))
+    assert jax.random.key_data(jax.random.key(config.training.seed))[-1] == 2**31 - 1
+
+
+@pytest.mark.parametrize("inner_optimizer", configs.learning_rate_optimizers())
+def test_an_inner_step_size_of_0_is_allowed(inner_optimizer):
+    *_, algorithm = build(
+        resolve(**small(algorithm={"inner_optimizer": inner_optimizer, "inner_learning_rate": 0}))
+    )
+    assert algorithm.policy is not None
+
+
 @pytest.mark.parametrize(("algorithm", "family"), PAIRS)
 def test_every_preset_builds(algorithm, family):
     config = preset(algorithm, family)
@@ -100,10 +113,12 @@ def test_family_and_algorithm_override_the_defaults():
         ("algorithm", {"discount": "0.9"}, "discount must be of type float, not '0.9'"),
         ("policy", {"hidden": 64}, "hidden must be a list, not 64"),
         ("policy", {"hidden": [64, 0.5]}, "every item of hidden must be of type int, not 0.5"),
-        ("training", {"iterations": -1}, "iterations must be an integer of at least 1, not -1"),
-        ("training", {"num_tasks": 0}, "num_tasks must be an integer of at least 1, not 0"),
-        ("training", {"seed": -1}, "seed must be an integer of at least 0, not -1"),
-        ("training", {"log_every": 3}, r"checkpoint_every must be a multiple of log_every \(3\), not 50"),
+        ("training", {"iterations": -1}, "iterations must be at least 0, got -1"),
+        ("training", {"num_tasks": 0}, "num_tasks must be at least 1, got 0"),
+        ("training", {"num_tasks": True}, "num_tasks must be of type int, not True"),
+        ("training", {"seed": -1}, "seed must be at least 0, got -1"),
+        ("training", {"seed": 2**31}, "seed must be below 2147483648, got 2147483648"),
+        ("training", {"log_every": 3}, "checkpoint_every must be a multiple of log_every=3, got 50"),
         ("training", {"iteration": 1}, "did you mean 'iterations'?"),
     ],
 )
