@@ -161,11 +161,13 @@ class InnerLoop(NamedTuple):
     """Adaptation, twice: stepping the environment, and differentiably on stored data.
 
     `adapt(params, task, key, num_steps)`; `num_steps` is static. `replay(params, data)` repeats the same
-    parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned.
+    parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned. It is for
+    reverse mode; `replay_jvp(params, data, tangent)` is its forward derivative, (adapted params, tangent).
     """
 
     adapt: Callable[[Params, Task, Key, int], tuple[Adapted, AdaptInfo]]
     replay: Callable[[Params, PyTree], Params]
+    replay_jvp: Callable[[Params, PyTree, Params], tuple[Params, Params]]
 
 
 class MetaState(NamedTuple):

@@ -27,6 +27,7 @@ from jmeta.types import (
     TaskFamily,
 )
 
+Gradient = Callable[[Params, PyTree], Params]  # params, data -> gradient with respect to params
 BASELINES = ("linear", "value", "none")
 _VALUE_COEFFICIENT = 0.5
 
@@ -140,9 +141,10 @@ def inner_loop(
       first_order: treat the inner gradients as constants (FOMAML): `replay` then has an identity Jacobian.
     """
     loss = source.loss(surrogate)
-    gradient = symmetric_gradient(lambda params, batch: loss(unroll(policy, params, batch.inputs), batch))
+    plain = jax.grad(lambda params, batch: loss(unroll(policy, params, batch.inputs), batch))
+    reverse = symmetric_gradient(plain)
 
-    def update(params: Params, opt_state: PyTree, batch: PolicyGradientBatch) -> tuple[Params, PyTree]:
+    def update(gradient: Gradient, params: Params, opt_state: PyTree, batch: PyTree) -> tuple[Params, PyTree]:
         gradients = gradient(params, batch)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
@@ -153,44 +155,52 @@ def inner_loop(
         def step(loop: PyTree, key: Key) -> tuple[PyTree, PolicyGradientBatch]:
             params, opt_state = loop
             batch = source.collect(Adapted(params, policy.initial_carry()), task, key)
-            return update(params, opt_state, batch), batch
+            return update(plain, params, opt_state, batch), batch
 
         keys = jax.random.split(key, num_steps)
         (params, _), data = jax.lax.scan(step, (params, optimizer.init(params)), keys)
         return Adapted(params, policy.initial_carry()), AdaptInfo(mean_return(data), data)
 
-    def replay(params: Params, data: PolicyGradientBatch) -> Params:
+    def replay_with(gradient: Gradient, params: Params, data: PolicyGradientBatch) -> Params:
         def step(loop: PyTree, batch: PolicyGradientBatch) -> tuple[PyTree, None]:
             params, opt_state = loop
-            return update(params, opt_state, batch), None
+            return update(gradient, params, opt_state, batch), None
 
         (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), data)
         return params
 
-    return InnerLoop(adapt, replay)
+    def replay(params: Params, data: PolicyGradientBatch) -> Params:
+        return replay_with(reverse, params, data)
+
+    def replay_jvp(params: Params, data: PolicyGradientBatch, tangent: Params) -> tuple[Params, Params]:
+        return jax.jvp(lambda params: replay_with(plain, params, data), (params,), (tangent,))
+
+    return InnerLoop(adapt, replay, replay_jvp)
 
 
-def symmetric_gradient(loss: Callable[[Params, PyTree], Array]) -> Callable[[Params, PyTree], Params]:
-    """`jax.grad(loss)` whose own reverse derivative is taken forward over reverse.
+def symmetric_gradient(gradient: Gradient) -> Gradient:
+    """A gradient function whose own reverse derivative is taken forward over reverse.
 
     The Hessian is symmetric, so the pull-back of a cotangent v is the Hessian-vector product Hv: one `jvp`
     of the gradient, which stores no residuals of the inner backward pass. Data is constant.
+
+    Args:
+      gradient: (params, data) -> the gradient of a scalar with respect to params.
+
+    Returns:
+      The same function. It has no forward derivative: take that of `gradient`.
     """
 
-    @jax.custom_vjp
-    def gradient(params: Params, data: PyTree) -> Params:
-        return jax.grad(loss)(params, data)
-
     def forward(params: Params, data: PyTree) -> tuple[Params, tuple[Params, PyTree]]:
-        return jax.grad(loss)(params, data), (params, data)
+        return gradient(params, data), (params, data)
 
     def backward(residuals: tuple[Params, PyTree], cotangent: Params) -> tuple[Params, None]:
         params, data = residuals
-        _, product = jax.jvp(lambda p: jax.grad(loss)(p, data), (params,), (cotangent,))
-        return product, None
+        return jax.jvp(lambda p: gradient(p, data), (params,), (cotangent,))[1], None
 
-    gradient.defvjp(forward, backward)
-    return gradient
+    symmetric = jax.custom_vjp(gradient)
+    symmetric.defvjp(forward, backward)
+    return symmetric
 
 
 def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:
@@ -201,6 +211,42 @@ def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:
 def mean_kl(policy: Policy, old: PyTree, new: PyTree, mask: Array) -> Array:
     """Mean over the steps of KL(old || new) between distribution parameters [N, T, ...] -> []."""
     return jnp.sum(mask * jax.vmap(jax.vmap(policy.distribution.kl))(old, new)) / jnp.sum(mask)
+
+
+def fisher_product(
+    policy: Policy,
+    inner: InnerLoop,
+    params: Params,
+    vector: Params,
+    pre: PolicyGradientBatch,
+    post: PolicyGradientBatch,
+) -> Params:
+    """Hessian-vector product of the adapted policy's divergence from itself, inner steps included.
+
+    In the form J^T F J v, with J the Jacobian of the adapted distributions with respect to `params` and F their
+    Fisher information: equal, since the divergence has no gradient there, and cheaper than two derivatives.
+
+    Args:
+      policy: the policy.
+      inner: its adaptation.
+      params: where the product is taken, before adaptation.
+      vector: like `params`.
+      pre: data of the inner steps [K, N, T, ...].
+      post: episodes of the adapted policy [N, T, ...], which the divergence is averaged over.
+
+    Returns:
+      Like `params`.
+    """
+
+    def distribution_of(adapted: Params) -> PyTree:
+        return unroll(policy, adapted, post.inputs).distribution
+
+    adapted, tangent = inner.replay_jvp(params, pre, vector)
+    old, change = jax.jvp(distribution_of, (adapted,), (tangent,))
+    slope = jax.grad(lambda new: mean_kl(policy, old, new, post.mask))
+    _, response = jax.jvp(slope, (old,), (change,))
+    (response,) = jax.vjp(distribution_of, adapted)[1](response)
+    return jax.vjp(lambda params: inner.replay(params, pre), params)[1](response)[0]
 
 
 def mean_return(batch: PolicyGradientBatch) -> Array:

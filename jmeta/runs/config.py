@@ -51,13 +51,14 @@ class Training:
 
     def __post_init__(self) -> None:
         """Checks types and ranges; raises ValueError."""
-        least = {"iterations": 0, "num_tasks": 1, "seed": 0, "log_every": 1, "checkpoint_every": 1}
         for name, value in dataclasses.asdict(self).items():
-            if to_json_value(value, int, name) < least[name]:
-                raise ValueError(f"{name} must be at least {least[name]}, got {value}")
+            to_json_value(value, int, name)
+        for name, least in (("iterations", 0), ("num_tasks", 1), ("seed", 0), ("log_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.seed >= SEED_LIMIT:
             raise ValueError(f"seed must be below {SEED_LIMIT}, got {self.seed}")
-        if self.checkpoint_every % self.log_every:
+        if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every must be a multiple of log_every={self.log_every},"
                 f" got {self.checkpoint_every}"

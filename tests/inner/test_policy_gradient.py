@@ -147,6 +147,7 @@ def test_symmetric_gradient_differentiates_like_grad():
 
     data = jax.random.normal(jax.random.key(0), (3, 5))
     params = jnp.array([0.3, -0.2, 0.5])
+    gradient = jax.grad(loss)
 
     def after_two_steps(gradient, params):
         def step(params, _):
@@ -154,9 +155,7 @@ def test_symmetric_gradient_differentiates_like_grad():
 
         return jnp.sum(jax.lax.scan(step, params, length=2)[0] ** 3)
 
-    ours, plain = (
-        lambda p, g=g: after_two_steps(g, p) for g in (pg.symmetric_gradient(loss), jax.grad(loss))
-    )
+    ours, plain = (lambda p, g=g: after_two_steps(g, p) for g in (pg.symmetric_gradient(gradient), gradient))
     np.testing.assert_allclose(jax.grad(ours)(params), jax.grad(plain)(params), rtol=1e-12)
     vector = (jnp.array([1.0, 2.0, -1.0]),)
     np.testing.assert_allclose(
@@ -202,3 +201,14 @@ def test_inner_optimizers_are_differentiable_at_a_gradient_of_zero(name):
         jax.grad(lambda p: source.loss("ratio")(pg.unroll(policy, inner.replay(p, pre), post.inputs), post))
     )(jnp.asarray(oracle.THETA))
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_replay_jvp_is_the_forward_derivative_of_replay(num_steps):
+    _, _, inner = make("dice")
+    data, _ = enumerated(num_steps)
+    theta, tangent = jnp.asarray(oracle.THETA), jnp.array([[1.0, -0.5], [0.2, 0.7]])
+    adapted, change = jax.jit(inner.replay_jvp)(theta, data, tangent)
+    np.testing.assert_allclose(adapted, jax.jit(inner.replay)(theta, data), rtol=1e-12)
+    jacobian = jax.jit(jax.jacrev(inner.replay))(theta, data)
+    np.testing.assert_allclose(change, jnp.einsum("abcd,cd->ab", jacobian, tangent), rtol=1e-10)

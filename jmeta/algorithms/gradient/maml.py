@@ -126,6 +126,10 @@ def maml(
         output, post = adapted_output(params, data), data[1]
         return outer_loss(output, post), pg.mean_kl(policy, old, output.distribution, post.mask)
 
+    def kl_hvp(point: tuple[Params, Params], data: PyTree) -> Params:
+        (params, vector), (pre, post) = point, data
+        return pg.fisher_product(policy, inner, params, vector, pre, post)
+
     # For the batch.
 
     def init(key: Key) -> MetaState:
@@ -147,20 +151,12 @@ def maml(
             params, opt_state = loop
             value, gradients = mean(jax.value_and_grad(loss), params, data)
 
-            def kl_hvp(vector: Params) -> Params:
-                def product(point: tuple[Params, Params], data: PyTree, old: PyTree) -> Params:
-                    params, vector = point
-                    gradient = jax.grad(lambda params: loss_and_kl(params, data, old)[1])
-                    return jax.jvp(gradient, (params,), (vector,))[1]
-
-                return mean(product, (params, vector), data, old)
-
             updates, opt_state = optimizer.update(
                 gradients,
                 opt_state,
                 params,
                 value_and_kl_fn=lambda candidate: mean(loss_and_kl, candidate, data, old),
-                kl_hvp_fn=kl_hvp,
+                kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), data),
             )
             params = optax.apply_updates(params, updates)
             metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
