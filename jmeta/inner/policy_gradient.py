@@ -223,8 +223,8 @@ def fisher_product(
 ) -> Params:
     """Hessian-vector product of the adapted policy's divergence from itself, inner steps included.
 
-    In the form J^T F J v, with J the Jacobian of the adapted distributions with respect to `params` and F their
-    Fisher information: equal, since the divergence has no gradient there, and cheaper than two derivatives.
+    In the form J^T F J v, with J the Jacobian of the adapted distributions with respect to `params` and F
+    their Fisher information: equal, since the divergence has no gradient there, and cheaper than deriving twice.
 
     Args:
       policy: the policy.
