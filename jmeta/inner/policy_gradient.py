@@ -224,7 +224,7 @@ def fisher_product(
     """Hessian-vector product of the adapted policy's divergence from itself, inner steps included.
 
     In the form J^T F J v, with J the Jacobian of the adapted distributions with respect to `params` and F
-    their Fisher information: equal, since the divergence has no gradient there, and cheaper than deriving twice.
+    their Fisher information: equal, as the divergence has no gradient there, and cheaper.
 
     Args:
       policy: the policy.
