@@ -64,8 +64,4 @@ def write_json(path: pathlib.Path | None, record: Any) -> None:
     """Writes a record (dataclasses allowed) where the user asked for it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, pathlib.Path) else dataclasses.asdict(value)
+        path.write_text(json.dumps(record, default=dataclasses.asdict) + "\n")

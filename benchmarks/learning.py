@@ -15,7 +15,7 @@ from benchmarks import common
 # name in the table -> (algorithm, arguments that differ from its preset)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "maml": ("maml", {}),
-    "maml, first order": ("maml", {"first_order": True}),
+    "maml-first-order": ("maml", {"first_order": True}),
     "pretrain": ("pretrain", {}),
     "scratch": ("scratch", {}),
 }
@@ -27,6 +27,8 @@ class Flags:
 
     family: str = "half-cheetah-direction"
     """Task family, one of those that `jmeta list` shows."""
+    algorithms: tuple[str, ...] = tuple(VARIANTS)
+    """Rows of the table."""
     seeds: int = 3
     """Training runs of each algorithm."""
     tasks: int = 100
@@ -121,9 +123,13 @@ def main() -> None:
     rows: list[Row] = []
     try:
         parallel.check_divisible(flags.tasks, jax.device_count())
-        for name in VARIANTS:
+        for name in flags.algorithms:
+            if name not in VARIANTS:
+                raise ValueError(f"algorithms must be among {', '.join(VARIANTS)}, got {name!r}")
+        for name in flags.algorithms:
             rows.append(measure(name, flags))
-            record = {"flags": dataclasses.asdict(flags), "machine": common.machine(), "rows": rows}
+            settings = {name: value for name, value in dataclasses.asdict(flags).items() if name != "json"}
+            record = {"flags": settings, "machine": common.machine(), "rows": rows}
             common.write_json(flags.json, record)
     except ValueError as error:
         common.fail(str(error))

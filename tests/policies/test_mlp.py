@@ -1,3 +1,5 @@
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +126,18 @@ def test_arguments_are_validated(arguments, message):
 
 def test_registry():
     assert REGISTRY["mlp"] is mlp
+
+
+@pytest.mark.parametrize("shape", [(17, 64), (64, 64), (64, 6)])
+def test_orthogonal_initialisation_is_that_of_jax_without_its_qr(shape):
+    """LAPACK's QR hangs when several host devices run it in a loop, which scratch does for every task."""
+    key = jax.random.key(3)
+    module = importlib.import_module("jmeta.policies.mlp")  # the package's `mlp` is the function
+    ours = module._orthogonal(key, shape)
+    np.testing.assert_allclose(ours, jax.nn.initializers.orthogonal()(key, shape), atol=1e-4)
+    small = ours if shape[0] < shape[1] else ours.T
+    np.testing.assert_allclose(small @ small.T, np.eye(min(shape)), atol=1e-5)
+    program = str(jax.make_jaxpr(module._orthogonal, static_argnums=1)(key, shape))
+    assert "householder" not in program  # what QR is made of
+    theirs = str(jax.make_jaxpr(jax.nn.initializers.orthogonal(), static_argnums=1)(key, shape))
+    assert "householder" in theirs
