@@ -142,3 +142,9 @@ def test_orthogonal_initialisation_is_that_of_jax_without_its_qr(shape):
         str(jax.make_jaxpr(initializer, static_argnums=1)(key, shape)) for initializer in initializers
     ]
     assert [" qr[" in program for program in programs] == [False, True]
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_policy_is_initialised_without_qr(spec):
+    policy = mlp(spec, hidden=(8,), critic=True)
+    assert " qr[" not in str(jax.make_jaxpr(policy.init)(jax.random.key(0)))
