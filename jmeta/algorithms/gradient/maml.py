@@ -112,7 +112,8 @@ def maml(
     def collect(params: Params, task: Task, key: Key) -> PyTree:
         key_adapt, key_post = jax.random.split(key)
         adapted, info = inner.adapt(params, task, key_adapt, num_inner_steps)
-        return info.data, estimator.collect(adapted, task, key_post)
+        post = estimator.collect(adapted, task, key_post)
+        return (info.data, post), pg.unroll(policy, adapted.params, post.inputs).distribution
 
     def adapted_output(params: Params, data: PyTree) -> PolicyOutput:
         pre, post = data
@@ -139,10 +140,7 @@ def maml(
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         keys = parallel.task_keys(key, num_tasks)
-        data = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
-        old = parallel.map_tasks(
-            lambda params, data: adapted_output(params, data).distribution, state.params, data, block=block
-        )
+        data, old = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
 
         def mean(fn: Callable[..., PyTree], params: Params, *args: PyTree) -> PyTree:
             return parallel.mean_over_tasks(fn, params, *args, block=block)
