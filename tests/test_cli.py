@@ -362,7 +362,15 @@ def test_list_does_not_import_the_physics():
     assert done.stderr == ""
 
 
-def test_ctrl_c_is_one_line(empty_folder):
+@pytest.fixture
+def interruptible():
+    """A shell's background jobs ignore Ctrl-C, and so would all that they start."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+def test_ctrl_c_is_one_line(empty_folder, interruptible):
     words = [*SMALL, "--iterations", 10**6, "--run-dir", "run"]
     with jmeta("train", "maml", "point-goal", *words) as process:
         for line in process.stderr:
