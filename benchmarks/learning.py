@@ -12,12 +12,30 @@ import numpy as np
 
 from benchmarks import common
 
-# name in the table -> (algorithm, arguments that differ from its preset)
+# Rows that are not simply an algorithm with its preset: name -> (algorithm, arguments that differ).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "maml": ("maml", {}),
-    "maml-first-order": ("maml", {"first_order": True}),
-    "pretrain": ("pretrain", {}),
-    "scratch": ("scratch", {}),
+    "maml-first-order": ("fomaml", {}),
+    "maml-loaded-dice": ("maml", {"surrogate": "loaded-dice"}),
+    "meta-sgd-per-step": ("meta-sgd", {"per_step": True, "num_inner_steps": 2}),
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "all-gradient": (
+        "maml",
+        "maml-first-order",
+        "maml-loaded-dice",
+        "promp",
+        "e-maml",
+        "meta-sgd",
+        "meta-sgd-per-step",
+        "meta-gradient",
+        "reptile",
+        "imaml",
+        "es-maml",
+        "cavia",
+        "anil",
+        "pretrain",
+        "scratch",
+    )
 }
 
 
@@ -27,8 +45,8 @@ class Flags:
 
     family: str = "half-cheetah-direction"
     """Task family, one of those that `jmeta list` shows."""
-    algorithms: tuple[str, ...] = tuple(VARIANTS)
-    """Rows of the table."""
+    algorithms: tuple[str, ...] = ("maml", "maml-first-order", "pretrain", "scratch")
+    """Rows of the table: algorithms, variants of them, or `all-gradient` for every gradient-based one."""
     seeds: int = 3
     """Training runs of each algorithm."""
     tasks: int = 100
@@ -80,7 +98,7 @@ def measure(name: str, flags: Flags) -> Row:
     from jmeta.presets import preset
     from jmeta.runs.config import build
 
-    algorithm_name, arguments = VARIANTS[name]
+    algorithm_name, arguments = VARIANTS.get(name, (name, {}))
     config = preset(algorithm_name, flags.family)
     config = dataclasses.replace(config, algorithm={**config.algorithm, **arguments})
     family, _, algorithm = build(config)
@@ -118,25 +136,27 @@ def main() -> None:
     import jax
 
     from jmeta import parallel, runtime
+    from jmeta.presets import preset
 
     runtime.configure()
     rows: list[Row] = []
     try:
         parallel.check_divisible(flags.tasks, jax.device_count())
-        for name in flags.algorithms:
-            if name not in VARIANTS:
-                raise ValueError(f"algorithms must be among {', '.join(VARIANTS)}, got {name!r}")
-        for name in flags.algorithms:
+        names = [row for name in flags.algorithms for row in GROUPS.get(name, (name,))]
+        for name in names:
+            preset(VARIANTS.get(name, (name, {}))[0], flags.family)  # an unknown one is named at once
+        for name in names:
             rows.append(measure(name, flags))
             settings = {name: value for name, value in dataclasses.asdict(flags).items() if name != "json"}
             record = {"flags": settings, "machine": common.machine(), "rows": rows}
             common.write_json(flags.json, record)
     except ValueError as error:
         common.fail(str(error))
-    header = ["algorithm", *(f"after {k}" for k in range(flags.steps + 1)), "minutes"]
+    header = ["algorithm", "iterations", *(f"after {k}" for k in range(flags.steps + 1)), "minutes"]
     cells = [
         [
             row.name,
+            str(row.iterations),
             *(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, lo, hi in zip(row.mean, row.low, row.high, strict=True)),
             f"{row.seconds / 60:.1f}",
         ]
@@ -146,7 +166,7 @@ def main() -> None:
         f"\n{flags.family}: return after k adaptation steps, mean [95 % interval] over {flags.seeds} seeds x"
     )
     cores = common.machine()["cores"]
-    print(f"{flags.tasks} fresh tasks; {rows[0].iterations} meta-iterations; {cores} cores\n")
+    print(f"{flags.tasks} fresh tasks; {cores} cores\n")
     print(common.markdown(header, cells))
 
 

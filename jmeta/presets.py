@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from jmeta.runs.config import RunConfig, factory, resolve
+from jmeta.runs.config import RunConfig, factory, hyperparameters, resolve
 
 _DEFAULTS: dict[str, Any] = {
     "algorithm": {"inner_learning_rate": 0.5, "gae_lambda": 0.95},
@@ -36,9 +36,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "point-goal": _NAVIGATION,
     "sparse-point-goal": _NAVIGATION,
 }
+# For algorithms that can learn from other things than policy gradients.
+LEARNERS: dict[str, dict[str, Any]] = {
+    "random-mdp": {
+        "algorithm": {
+            "inner": "q-learning",
+            "inner_learning_rate": 0.3,
+            "num_inner_steps": 10,
+            "num_episodes": 1,
+            "discount": 0.9,
+        },
+        "policy": {"name": "tabular"},
+        "training": {"iterations": 500},
+    },
+    "sinusoid": {
+        "algorithm": {"inner": "supervised", "inner_learning_rate": 0.01},
+        # A prediction is an action: as good as without noise.
+        "policy": {"hidden": [40, 40], "activation": "relu", "init_log_std": -10.0, "min_log_std": -10.0},
+        "training": {"iterations": 10_000, "log_every": 100, "checkpoint_every": 1000},
+    },
+}
+_NEED_A_NETWORK = ("anil", "cavia", "imaml")  # they adapt a part of one, or take a symmetric Hessian
 ALGORITHMS: dict[str, dict[str, Any]] = {
-    "maml": _META_TRAINED,
-    "pretrain": _META_TRAINED,
+    "cavia": {"policy": {"context_size": 8}},
+    "reptile": {"algorithm": {"num_inner_steps": 3}},
     "scratch": {"training": {"iterations": 10}},  # nothing is learned: enough to measure
 }
 
@@ -53,10 +74,19 @@ def preset(algorithm: str, family: str) -> RunConfig:
     Raises:
       ValueError: if there is no such algorithm or family; it names the nearest.
     """
-    factory("algorithm", algorithm)
+    known = hyperparameters(factory("algorithm", algorithm))
     factory("family", family)
+    learner = LEARNERS.get(family, {}) if "inner" in known else {}
+    if learner.get("policy", {}).get("name") == "tabular" and algorithm in _NEED_A_NETWORK:
+        learner = {}
     names = {"algorithm": {"name": algorithm}, "family": {"name": family}}
-    return resolve(**_merge(_DEFAULTS, FAMILIES.get(family, {}), ALGORITHMS.get(algorithm, {}), names))
+    meta_trained = _META_TRAINED if "optimizer" in known else {}
+    layers = (meta_trained, FAMILIES.get(family, {}), learner, ALGORITHMS.get(algorithm, {}), names)
+    merged = _merge(_DEFAULTS, *layers)
+    for kind in ("algorithm", "policy"):  # what is not for the one chosen was for another
+        arguments = hyperparameters(factory(kind, merged[kind]["name"]))
+        merged[kind] = {name: merged[kind][name] for name in merged[kind] if name in (*arguments, "name")}
+    return resolve(**merged)
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

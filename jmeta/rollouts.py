@@ -44,6 +44,7 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
             terminated=terminated,
             mask=alive.astype(reward.dtype),
             value=output.value,
+            last_obs=inputs.obs,
             last_value=output.value,
         )
         # What comes after a terminal state may be anything, NaN too: nobody sees it.
@@ -55,7 +56,7 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
     loop = (env_state, first_inputs, adapted.carry, true)
     (_, last_inputs, carry, _), rollout = jax.lax.scan(step, loop, keys)
     _, last_output = policy.step(adapted.params, carry, last_inputs)
-    return carry, rollout._replace(last_value=last_output.value)
+    return carry, rollout._replace(last_obs=last_inputs.obs, last_value=last_output.value)
 
 
 def batch(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key, num_episodes: int) -> Rollout:

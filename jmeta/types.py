@@ -8,7 +8,8 @@ Shapes are those of ONE task, ONE sequence or ONE step; callers `vmap`. Axis let
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -123,6 +124,8 @@ class Policy(NamedTuple):
     # params, obs [..., D], mask [...] -> params with updated observation statistics, where it keeps any.
     observe: Callable[[Params, Array, Array], Params] = _observe_nothing
     has_critic: bool = False  # whether `PolicyOutput.value` estimates anything
+    # name -> (params -> bools like params, True in that part): what methods that adapt a part may ask for.
+    parts: Mapping[str, Callable[[Params], PyTree]] = types.MappingProxyType({})
 
 
 class Rollout(NamedTuple):
@@ -135,7 +138,8 @@ class Rollout(NamedTuple):
     terminated: Array  # [T] bool: this step reached a terminal state
     mask: Array  # [T] float: 1 up to and including the terminal step, 0 after it
     value: Array  # [T] the critic's estimates while sampling
-    last_value: Array  # [] the critic's estimate of the observation after the last step; no use if terminated
+    last_obs: Array  # [D] the observation after the last step; no use if terminated
+    last_value: Array  # [] the critic's estimate of it
 
 
 class Adapted(NamedTuple):
@@ -161,12 +165,14 @@ class InnerLoop(NamedTuple):
     """Adaptation, twice: stepping the environment, and differentiably on stored data.
 
     `adapt(params, task, key, num_steps)`; `num_steps` is static. `replay(params, data)` repeats the same
-    parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned. It is for
-    reverse mode; `replay_jvp(params, data, tangent)` is its forward derivative, (adapted params, tangent).
+    parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned. `path` returns
+    beside them the parameters [K, ...] before each step, which collected its data. Both are for reverse mode;
+    `replay_jvp(params, data, tangent)` is the forward derivative of `replay`, (adapted params, tangent).
     """
 
     adapt: Callable[[Params, Task, Key, int], tuple[Adapted, AdaptInfo]]
     replay: Callable[[Params, PyTree], Params]
+    path: Callable[[Params, PyTree], tuple[Params, Params]]
     replay_jvp: Callable[[Params, PyTree, Params], tuple[Params, Params]]
 
 

@@ -22,14 +22,14 @@ def family():
 
 @functools.cache
 def policy():
-    """With a critic, for the algorithms that want one."""
-    return policies.mlp(family().env.spec, hidden=(8,), critic=True)
+    """With a critic and a context, for the algorithms that want one."""
+    return policies.mlp(family().env.spec, hidden=(8,), critic=True, context_size=2)
 
 
 @functools.cache
 def algorithm(name):
     """Any algorithm of the registry, at its defaults but for the size."""
-    small = {"optimizer": optax.adam(0.01), "num_episodes": 3}
+    small = {"optimizer": optax.adam(0.01), "num_episodes": 3, "num_perturbations": 2}
     factory = algorithms.REGISTRY[name]
     known = inspect.signature(factory).parameters
     return factory(family(), policy(), **{k: v for k, v in small.items() if k in known})

@@ -14,22 +14,38 @@ from jmeta.types import MetaAlgorithm
 Factory = Callable[..., MetaAlgorithm]
 
 
-def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Callable[[Factory], Factory]:
-    """Gives a factory the keyword-only arguments of `source`, with their defaults.
+def hyperparameters_of(
+    source: Callable[..., Any], *, without: tuple[str, ...] = ()
+) -> Callable[[Factory], Factory]:
+    """Gives a factory the keyword-only arguments of `source`, with their defaults, beside its own.
 
-    The signature that users see, and from which flags and a run's configuration are derived, is that of
-    `source`; the factory is called with every argument filled in.
+    The signature that users see, and from which flags and a run's configuration are derived, has first the
+    factory's own arguments: those that `source` does not have, and those which it gives another default. The
+    factory is called with every argument filled in.
 
     Args:
-      source: the factory that declares the hyperparameters.
+      source: the function that declares the hyperparameters.
       without: names that the decorated factory does not have.
     """
-    signature = inspect.signature(source)
-    signature = signature.replace(parameters=[p for n, p in signature.parameters.items() if n not in without])
-    arguments = _described(source.__doc__ or "", without)
-    hints = {name: hint for name, hint in typing.get_type_hints(source).items() if name not in without}
+    shared = inspect.signature(source).parameters
 
     def decorate(factory: Factory) -> Factory:
+        named = inspect.signature(factory).parameters.values()
+        positional = [p for p in named if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+        # Without a default and shared: the factory only picks it out of the arguments that it passes on.
+        own = [
+            p
+            for p in named
+            if p.kind is inspect.Parameter.KEYWORD_ONLY and (p.name not in shared or p.default is not p.empty)
+        ]
+        taken = {*without, *(p.name for p in (*positional, *own))}
+        inherited = [p for name, p in shared.items() if name not in taken]
+        signature = inspect.Signature([*positional, *own, *inherited], return_annotation=MetaAlgorithm)
+        hints = typing.get_type_hints(source) | typing.get_type_hints(factory)
+        before, described, after = _sections(factory)
+        skip = {*without, *map(_name, described)}
+        described += [entry for entry in _sections(source)[1] if _name(entry) not in skip]
+
         @functools.wraps(factory)
         def complete(*args: Any, **kwargs: Any) -> MetaAlgorithm:
             bound = signature.bind(*args, **kwargs)
@@ -38,15 +54,20 @@ def hyperparameters_of(source: Factory, *, without: tuple[str, ...] = ()) -> Cal
 
         del complete.__wrapped__  # its signature would be found before this one
         complete.__signature__ = signature  # type: ignore[attr-defined]
-        complete.__annotations__ = hints
-        complete.__doc__ = f"{inspect.cleandoc(factory.__doc__ or '')}\n\nArgs:\n{arguments}\n"
+        complete.__annotations__ = {name: hints[name] for name in signature.parameters}
+        arguments = "Args:\n" + "\n".join(described)
+        complete.__doc__ = "\n\n".join(part for part in (before, arguments, after) if part) + "\n"
         return complete
 
     return decorate
 
 
-def _described(doc: str, without: tuple[str, ...]) -> str:
-    """The entries of a docstring's Args, less those of some arguments."""
-    section = inspect.cleandoc(doc).partition("Args:\n")[2].partition("\n\n")[0]
-    entries = re.split(r"\n(?=  \w+:)", section)
-    return "\n".join(entry for entry in entries if entry.strip().partition(":")[0] not in without)
+def _sections(function: Callable[..., Any]) -> tuple[str, list[str], str]:
+    """A docstring: the text before Args, the entries of Args, the text after it."""
+    before, _, rest = inspect.cleandoc(function.__doc__ or "").partition("Args:\n")
+    entries, _, after = rest.partition("\n\n")
+    return before.strip(), [entry for entry in re.split(r"\n(?=  \w+:)", entries) if entry.strip()], after
+
+
+def _name(entry: str) -> str:
+    return entry.strip().partition(":")[0]

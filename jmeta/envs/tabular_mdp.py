@@ -14,29 +14,32 @@ class TabularTask(NamedTuple):
     """The tables of a Markov decision process of S states and A actions."""
 
     transition: Array  # [S, A, S] probability of the next state, given state and action
-    reward: Array  # [S, A] reward of an action in a state
+    reward: Array  # [S, A] mean reward of an action in a state
 
 
-def tabular_mdp(*, num_states: int, num_actions: int, horizon: int) -> Env:
+def tabular_mdp(*, num_states: int, num_actions: int, horizon: int, reward_std: float = 0.0) -> Env:
     """Makes a finite Markov decision process that starts in state 0 and never terminates.
 
-    The reward of a step is `reward[state, action]`, of the state in which the action is taken, without noise.
+    The reward of a step is `reward[state, action]`, of the state in which the action is taken, plus noise.
 
     Args:
       num_states: S.
       num_actions: A.
       horizon: steps in an episode.
+      reward_std: standard deviation of the normal noise on rewards.
 
     Returns:
       The environment: its task is a `TabularTask`, its state the index of a state, its observation the state
       as a one-hot vector [S].
 
     Raises:
-      ValueError: if an argument is not positive.
+      ValueError: if a size is not positive or the standard deviation is negative.
     """
     for argument, value in {"num_states": num_states, "num_actions": num_actions, "horizon": horizon}.items():
         if value < 1:
             raise ValueError(f"{argument} must be at least 1, got {value}")
+    if reward_std < 0:
+        raise ValueError(f"reward_std must not be negative, got {reward_std}")
 
     def observe(state: Array, reward: Array) -> TimeStep:
         return TimeStep(jax.nn.one_hot(state, num_states), reward, jnp.array(False))
@@ -47,7 +50,18 @@ def tabular_mdp(*, num_states: int, num_actions: int, horizon: int) -> Env:
         return state, observe(state, jnp.zeros(()))
 
     def step(key: Key, state: Array, action: Array, task: TabularTask) -> tuple[Array, TimeStep]:
-        next_state = jax.random.categorical(key, jnp.log(task.transition[state, action]))
-        return next_state.astype(jnp.int32), observe(next_state, task.reward[state, action])
+        key_state, key_reward = jax.random.split(key)
+        next_state = jax.random.categorical(key_state, jnp.log(task.transition[state, action]))
+        reward = task.reward[state, action] + reward_std * jax.random.normal(key_reward)
+        return next_state.astype(jnp.int32), observe(next_state, reward)
 
     return Env(reset, step, EnvSpec(obs_size=num_states, action=Discrete(num_actions), horizon=horizon))
+
+
+def finite_horizon_value(task: TabularTask, horizon: int) -> Array:
+    """Expected return [S] of the best policy over `horizon` steps, by value iteration (Bellman 1957)."""
+
+    def backup(value: Array, _: None) -> tuple[Array, None]:
+        return (task.reward + task.transition @ value).max(-1), None
+
+    return jax.lax.scan(backup, jnp.zeros(task.reward.shape[0]), length=horizon)[0]

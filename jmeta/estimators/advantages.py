@@ -10,7 +10,7 @@ from jmeta.types import Array
 
 
 def discounted_returns(
-    reward: Array, mask: Array, *, discount: float, bootstrap_value: Array | float = 0.0
+    reward: Array, mask: Array, *, discount: float | Array, bootstrap_value: Array | float = 0.0
 ) -> Array:
     """The discounted sum of rewards from every step of one episode on.
 
@@ -43,8 +43,8 @@ def gae(
     terminated: Array,
     mask: Array,
     *,
-    discount: float,
-    gae_lambda: float,
+    discount: float | Array,
+    gae_lambda: float | Array,
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation for one episode (Schulman et al. 2016, eq. 16).
 

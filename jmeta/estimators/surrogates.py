@@ -9,6 +9,7 @@ parameters and with undiscounted returns, all have the gradient of J / T; they d
   ratio        importance-weighted,         and each step's own score outer product; no credit from a step's
                per step                     action to the score of an earlier one (Rothfuss et al. 2019)
   ppo-clip     as `ratio`, pessimistic      as `ratio` where unclipped
+  low-variance-curvature  as `reinforce`    as `ratio`, at any parameters (Rothfuss et al. 2019)
   dice         none: its magic boxes are    unbiased; high variance
   loaded-dice  always 1, so only local      unbiased, with per-step advantages: lower variance
 
@@ -39,6 +40,8 @@ class PolicyGradientBatch(NamedTuple):
     reward: Array  # [N, T]
     value: Array  # [N, T] baseline: an estimate of the discounted return from this step on
     mask: Array  # [N, T] 0 on steps not taken, else the episode's weight, usually 1
+    terminated: Array  # [N, T] bool; with `last_value` what other advantages of the batch need
+    last_value: Array  # [N] value after the last step; 0 where nothing bootstraps
 
 
 class Surrogate(Protocol):
@@ -71,8 +74,8 @@ def reinforce(log_prob: Array, batch: PolicyGradientBatch, *, discount: float, g
 def ratio(log_prob: Array, batch: PolicyGradientBatch, *, discount: float, gae_lambda: float) -> Array:
     """Mean of likelihood ratio to the behaviour policy times advantage.
 
-    The low-variance-curvature surrogate of Rothfuss et al. 2019 (ProMP, eq. 10) when evaluated at the
-    behaviour policy's parameters, since the stored log-probabilities then equal the stopped ones.
+    Its derivatives are those of `low_variance_curvature` at the behaviour policy's parameters, where the
+    stored log-probabilities equal the stopped ones.
 
     Args:
       log_prob: [N, T] of `batch.action` under the policy that is differentiated.
@@ -86,6 +89,28 @@ def ratio(log_prob: Array, batch: PolicyGradientBatch, *, discount: float, gae_l
     del discount, gae_lambda
     batch = _checked(log_prob, batch)
     return _mean(batch.mask, _likelihood_ratio(log_prob, batch) * batch.advantage)
+
+
+def low_variance_curvature(
+    log_prob: Array, batch: PolicyGradientBatch, *, discount: float, gae_lambda: float
+) -> Array:
+    """Low-variance curvature, LVC (Rothfuss et al. 2019, ProMP, eq. 10).
+
+    The ratio is to the very policy that is differentiated and not to the stored one: the same as `ratio` at
+    the behaviour policy, and without importance weights elsewhere.
+
+    Args:
+      log_prob: [N, T] of `batch.action` under the policy that is differentiated.
+      batch: the task's episodes.
+      discount: unused: it is in the advantages.
+      gae_lambda: unused: it is in the advantages.
+
+    Returns:
+      [] objective; its value is the mean advantage whatever the policy.
+    """
+    del discount, gae_lambda
+    batch = _checked(log_prob, batch)
+    return _mean(batch.mask, _magic_box(_valid(batch, log_prob)) * batch.advantage)
 
 
 def ppo_clip(
@@ -173,6 +198,7 @@ def loaded_dice(
 SURROGATES: dict[str, Surrogate] = {
     "reinforce": reinforce,
     "ratio": ratio,
+    "low-variance-curvature": low_variance_curvature,
     "dice": dice,
     "loaded-dice": loaded_dice,
     "ppo-clip": ppo_clip,

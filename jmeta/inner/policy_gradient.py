@@ -1,20 +1,19 @@
-"""Policy-gradient adaptation: K times, sample episodes and take one gradient step."""
+"""Learning from sampled episodes by policy gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jmeta import rollouts
 from jmeta.estimators import advantages, baselines
 from jmeta.estimators.surrogates import SURROGATES, PolicyGradientBatch
+from jmeta.inner.loop import Learner
 from jmeta.types import (
     Adapted,
-    AdaptInfo,
     Array,
     InnerLoop,
     Key,
@@ -27,7 +26,9 @@ from jmeta.types import (
     TaskFamily,
 )
 
-Gradient = Callable[[Params, PyTree], Params]  # params, data -> gradient with respect to params
+Loss = Callable[
+    [PolicyOutput, PolicyGradientBatch], Array
+]  # the policy's output [N, T, ...] on the batch, batch
 BASELINES = ("linear", "value", "none")
 _VALUE_COEFFICIENT = 0.5
 
@@ -37,8 +38,7 @@ class PolicyGradient(NamedTuple):
 
     # adapted, task, key -> N episodes with their advantages
     collect: Callable[[Adapted, Task, Key], PolicyGradientBatch]
-    # name of a surrogate -> (the policy's output [N, T, ...] on the batch, batch) -> [] loss to minimise
-    loss: Callable[[str], Callable[[PolicyOutput, PolicyGradientBatch], Array]]
+    loss: Callable[[str], Loss]  # name of a surrogate -> loss to minimise
 
 
 def estimator(
@@ -67,7 +67,8 @@ def estimator(
     Raises:
       ValueError: a value is out of its range.
     """
-    _check_at_least("num_episodes", num_episodes, 1)
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
     for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"{name} must be in [0, 1], got {value}")
@@ -78,34 +79,21 @@ def estimator(
             "baseline 'value' needs a policy with a critic: mlp(..., critic=True), got one without"
         )
 
-    def collect(adapted: Adapted, task: Task, key: Key) -> PolicyGradientBatch:
-        rollout = rollouts.batch(family.env, policy, adapted, task, key, num_episodes)
-        last_value = jnp.zeros_like(rollout.last_value)
-        if baseline == "value":
-            value, last_value = rollout.value, rollout.last_value
-        elif baseline == "linear":
-            returns = jax.vmap(lambda r, m: advantages.discounted_returns(r, m, discount=discount))(
-                rollout.reward, rollout.mask
-            )
-            value = baselines.linear_baseline(rollout.inputs.obs, returns, rollout.mask)
-        else:
-            value = jnp.zeros_like(rollout.reward)
-        gae = jax.vmap(lambda *x: advantages.gae(*x, discount=discount, gae_lambda=gae_lambda))
-        advantage, target = gae(rollout.reward, value, last_value, rollout.terminated, rollout.mask)
-        if normalize_advantages:
-            advantage = advantages.normalize(advantage, rollout.mask)
-        return PolicyGradientBatch(
-            inputs=rollout.inputs,
-            action=rollout.action,
-            log_prob=rollout.log_prob,
-            advantage=advantage,
-            target=target,
-            reward=rollout.reward,
-            value=value,
-            mask=rollout.mask,
+    def collect_episodes(adapted: Adapted, task: Task, key: Key) -> PolicyGradientBatch:
+        return collect(
+            family,
+            policy,
+            adapted,
+            task,
+            key,
+            num_episodes=num_episodes,
+            discount=discount,
+            gae_lambda=gae_lambda,
+            baseline=baseline,
+            normalize_advantages=normalize_advantages,
         )
 
-    def loss(surrogate: str) -> Callable[[PolicyOutput, PolicyGradientBatch], Array]:
+    def loss(surrogate: str) -> Loss:
         if surrogate not in SURROGATES:
             raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}, got {surrogate!r}")
 
@@ -119,88 +107,74 @@ def estimator(
 
         return loss_fn
 
-    return PolicyGradient(collect, loss)
+    return PolicyGradient(collect_episodes, loss)
 
 
-def inner_loop(
+def collect(
+    family: TaskFamily,
     policy: Policy,
-    source: PolicyGradient,
+    adapted: Adapted,
+    task: Task,
+    key: Key,
     *,
-    surrogate: str,
-    optimizer: optax.GradientTransformation,
-    first_order: bool = False,
-) -> InnerLoop:
-    """Adaptation by policy-gradient steps, each on fresh episodes (MAML; Finn et al., 2017, Algorithm 3).
+    num_episodes: int,
+    discount: float | Array,
+    gae_lambda: float | Array,
+    baseline: str,
+    normalize_advantages: bool,
+) -> PolicyGradientBatch:
+    """Episodes of one task with their advantages; arguments as of `estimator`, here not checked."""
+    rollout = rollouts.batch(family.env, policy, adapted, task, key, num_episodes)
+    last_value = jnp.zeros_like(rollout.last_value)
+    if baseline == "value":
+        value, last_value = rollout.value, rollout.last_value
+    elif baseline == "linear":
+        returns = jax.vmap(lambda r, m: advantages.discounted_returns(r, m, discount=discount))(
+            rollout.reward, rollout.mask
+        )
+        value = baselines.linear_baseline(rollout.inputs.obs, returns, rollout.mask)
+    else:
+        value = jnp.zeros_like(rollout.reward)
+    gae = jax.vmap(lambda *x: advantages.gae(*x, discount=discount, gae_lambda=gae_lambda))
+    advantage, target = gae(rollout.reward, value, last_value, rollout.terminated, rollout.mask)
+    if normalize_advantages:
+        advantage = advantages.normalize(advantage, rollout.mask)
+    return PolicyGradientBatch(
+        inputs=rollout.inputs,
+        action=rollout.action,
+        log_prob=rollout.log_prob,
+        advantage=advantage,
+        target=target,
+        reward=rollout.reward,
+        value=value,
+        mask=rollout.mask,
+        terminated=rollout.terminated,
+        last_value=last_value,
+    )
+
+
+def learner(
+    family: TaskFamily, policy: Policy, *, surrogate: str, outer_surrogate: str, **others: Any
+) -> Learner:
+    """Learning from episodes by policy gradients.
 
     Args:
+      family: tasks and their environment.
       policy: the policy.
-      source: collects the episodes and gives the loss.
-      surrogate: name of the surrogate objective; it decides which terms the Hessian of a step keeps.
-      optimizer: of the inner step, its state fresh for every task. Adam-like ones need `eps_root > 0` to be
-        differentiated at zero gradients.
-      first_order: treat the inner gradients as constants (FOMAML): `replay` then has an identity Jacobian.
+      surrogate: name of the objective of a step; it decides which terms the Hessian of a step keeps.
+      outer_surrogate: name of the objective after adaptation.
+      **others: those of `estimator`.
+
+    Raises:
+      ValueError: a value is out of its range.
     """
-    loss = source.loss(surrogate)
-    plain = jax.grad(lambda params, batch: loss(unroll(policy, params, batch.inputs), batch))
-    reverse = symmetric_gradient(plain)
+    source = estimator(family, policy, **others)
+    loss, outer_loss = source.loss(surrogate), source.loss(outer_surrogate)
 
-    def update(gradient: Gradient, params: Params, opt_state: PyTree, batch: PyTree) -> tuple[Params, PyTree]:
-        gradients = gradient(params, batch)
-        if first_order:
-            gradients = jax.lax.stop_gradient(gradients)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+    def on(loss: Loss) -> Callable[[Params, PolicyGradientBatch], Array]:
+        return lambda params, batch: loss(unroll(policy, params, batch.inputs), batch)
 
-    def adapt(params: Params, task: Task, key: Key, num_steps: int) -> tuple[Adapted, AdaptInfo]:
-        def step(loop: PyTree, key: Key) -> tuple[PyTree, PolicyGradientBatch]:
-            params, opt_state = loop
-            batch = source.collect(Adapted(params, policy.initial_carry()), task, key)
-            return update(plain, params, opt_state, batch), batch
-
-        keys = jax.random.split(key, num_steps)
-        (params, _), data = jax.lax.scan(step, (params, optimizer.init(params)), keys)
-        return Adapted(params, policy.initial_carry()), AdaptInfo(mean_return(data), data)
-
-    def replay_with(gradient: Gradient, params: Params, data: PolicyGradientBatch) -> Params:
-        def step(loop: PyTree, batch: PolicyGradientBatch) -> tuple[PyTree, None]:
-            params, opt_state = loop
-            return update(gradient, params, opt_state, batch), None
-
-        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), data)
-        return params
-
-    def replay(params: Params, data: PolicyGradientBatch) -> Params:
-        return replay_with(reverse, params, data)
-
-    def replay_jvp(params: Params, data: PolicyGradientBatch, tangent: Params) -> tuple[Params, Params]:
-        return jax.jvp(lambda params: replay_with(plain, params, data), (params,), (tangent,))
-
-    return InnerLoop(adapt, replay, replay_jvp)
-
-
-def symmetric_gradient(gradient: Gradient) -> Gradient:
-    """A gradient function whose own reverse derivative is taken forward over reverse.
-
-    The Hessian is symmetric, so the pull-back of a cotangent v is the Hessian-vector product Hv: one `jvp`
-    of the gradient, which stores no residuals of the inner backward pass. Data is constant.
-
-    Args:
-      gradient: (params, data) -> the gradient of a scalar with respect to params.
-
-    Returns:
-      The same function. It has no forward derivative: take that of `gradient`.
-    """
-
-    def forward(params: Params, data: PyTree) -> tuple[Params, tuple[Params, PyTree]]:
-        return gradient(params, data), (params, data)
-
-    def backward(residuals: tuple[Params, PyTree], cotangent: Params) -> tuple[Params, None]:
-        params, data = residuals
-        return jax.jvp(lambda p: gradient(p, data), (params,), (cotangent,))[1], None
-
-    symmetric = jax.custom_vjp(gradient)
-    symmetric.defvjp(forward, backward)
-    return symmetric
+    return Learner(source.collect, jax.grad(on(loss)), on(outer_loss))
 
 
 def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:
@@ -247,13 +221,3 @@ def fisher_product(
     _, response = jax.jvp(slope, (old,), (change,))
     (response,) = jax.vjp(distribution_of, adapted)[1](response)
     return jax.vjp(lambda params: inner.replay(params, pre), params)[1](response)[0]
-
-
-def mean_return(batch: PolicyGradientBatch) -> Array:
-    """Mean undiscounted return over the episodes: reward [..., N, T] -> [...]."""
-    return batch.reward.sum(-1).mean(-1)
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -38,6 +38,7 @@ def mlp(
     min_log_std: float = -3.0,
     critic: bool = False,
     normalize_observations: bool = False,
+    context_size: int = 0,
 ) -> Policy:
     """A perceptron on the observation alone: normal for continuous actions, categorical for discrete ones.
 
@@ -54,10 +55,13 @@ def mlp(
         the gradient of the log standard deviation is 0.
       critic: whether to estimate values, by a second perceptron of the same sizes; else they are 0.
       normalize_observations: whether to keep and use observation statistics, `policies.normalized`.
+      context_size: length of a vector of parameters, initially 0, that is an input beside the observation:
+        for methods that adapt it alone.
 
     Returns:
       The policy; its carry is empty and its params are a dict of "policy", "log_std" (continuous actions
-      only) and "critic" (where there is one).
+      only), "critic" and "context" (where there is one). Its parts are "head", the last layers, and
+      "context".
 
     Raises:
       ValueError: an argument is out of its range.
@@ -72,24 +76,32 @@ def mlp(
             f"init_log_std is {init_log_std} and min_log_std is {min_log_std}; "
             "both must be finite and init_log_std no smaller than min_log_std."
         )
+    if context_size < 0:
+        raise ValueError(f"context_size is {context_size}; must not be negative.")
     continuous = isinstance(spec.action, Continuous)
     num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
     nonlinearity = ACTIVATIONS[activation]
+    num_inputs = spec.obs_size + context_size
 
     def init(key: Key) -> Params:
         key_policy, key_critic = jax.random.split(key)
         params: dict[str, PyTree] = {
-            "policy": _init_layers(key_policy, (spec.obs_size, *hidden, num_outputs), last_gain=0.01)
+            "policy": _init_layers(key_policy, (num_inputs, *hidden, num_outputs), last_gain=0.01)
         }
         if continuous:
             params["log_std"] = jnp.full((num_outputs,), init_log_std, dtype=float)
         if critic:
-            params["critic"] = _init_layers(key_critic, (spec.obs_size, *hidden, 1), last_gain=1.0)
+            params["critic"] = _init_layers(key_critic, (num_inputs, *hidden, 1), last_gain=1.0)
+        if context_size:
+            params["context"] = jnp.zeros(context_size, float)
         return params
 
     def apply(params: Params, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
         """One step, or a leading [T] of them: nothing here depends on time."""
         obs = inputs.obs
+        if context_size:
+            context = jnp.broadcast_to(params["context"], (*obs.shape[:-1], context_size))
+            obs = jnp.concatenate([obs, context], axis=-1)
         output: PyTree = _apply_layers(params["policy"], obs, nonlinearity)
         if continuous:
             log_std = jnp.maximum(params["log_std"], min_log_std)
@@ -100,6 +112,15 @@ def mlp(
             value = jnp.zeros(obs.shape[:-1], obs.dtype)
         return carry, PolicyOutput(output, value)
 
+    def head(params: Params) -> PyTree:
+        nowhere = jax.tree.map(lambda _: False, params)
+        networks = {name: nowhere[name] for name in ("policy", "critic") if name in params}
+        last = {name: jax.tree.map(lambda _: True, layers[-1]) for name, layers in networks.items()}
+        return nowhere | {name: (*networks[name][:-1], last[name]) for name in networks}
+
+    def context(params: Params) -> PyTree:
+        return jax.tree.map(lambda _: False, params) | {"context": True}
+
     policy = Policy(
         init=init,
         initial_carry=lambda: (),
@@ -107,6 +128,7 @@ def mlp(
         unroll=apply,
         distribution=distributions.for_action(spec.action),
         has_critic=critic,
+        parts={"head": head} | ({"context": context} if context_size else {}),
     )
     return normalized.normalize_observations(policy, spec) if normalize_observations else policy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -55,7 +56,13 @@ def normalize_observations(policy: Policy, spec: EnvSpec) -> Policy:
     def observe(params: NormalizedParams, obs: Array, mask: Array) -> NormalizedParams:
         return params._replace(statistics=_merge(params.statistics, obs, mask))
 
-    return policy._replace(init=init, step=step, unroll=unroll, observe=observe)
+    def part(of_policy: Callable[[Params], PyTree]) -> Callable[[NormalizedParams], PyTree]:
+        return lambda params: NormalizedParams(
+            of_policy(params.policy), jax.tree.map(lambda _: False, params.statistics)
+        )
+
+    parts = {name: part(of_policy) for name, of_policy in policy.parts.items()}
+    return policy._replace(init=init, step=step, unroll=unroll, observe=observe, parts=parts)
 
 
 def _normalized(statistics: ObservationStatistics, inputs: PolicyInput) -> PolicyInput:

@@ -9,6 +9,8 @@ from jmeta.tasks.half_cheetah_velocity import half_cheetah_velocity
 from jmeta.tasks.humanoid_direction import humanoid_direction
 from jmeta.tasks.physical_parameters import hopper_parameters, walker2d_parameters
 from jmeta.tasks.point_goal import point_goal, sparse_point_goal
+from jmeta.tasks.random_mdp import random_mdp
+from jmeta.tasks.sinusoid import sinusoid
 from jmeta.types import TaskFamily
 
 REGISTRY: dict[str, Callable[..., TaskFamily]] = {
@@ -20,6 +22,8 @@ REGISTRY: dict[str, Callable[..., TaskFamily]] = {
     "hopper-parameters": hopper_parameters,
     "humanoid-direction": humanoid_direction,
     "point-goal": point_goal,
+    "random-mdp": random_mdp,
+    "sinusoid": sinusoid,
     "sparse-point-goal": sparse_point_goal,
     "walker2d-parameters": walker2d_parameters,
 }
@@ -34,6 +38,8 @@ __all__ = [
     "hopper_parameters",
     "humanoid_direction",
     "point_goal",
+    "random_mdp",
+    "sinusoid",
     "sparse_point_goal",
     "walker2d_parameters",
 ]

@@ -52,7 +52,7 @@ def two_state(optimizer, **options):
         "num_inner_steps": 1,
         "inner_learning_rate": STEP_SIZE,
         "num_episodes": EPISODES,
-        "inner_surrogate": "dice",
+        "surrogate": "dice",
         "outer_surrogate": "ratio",
         "discount": 1.0,
         "gae_lambda": 1.0,
@@ -267,7 +267,7 @@ def test_a_non_finite_update_is_skipped_and_counted():
         ("discount", 1.01, r"discount must be in \[0, 1\], got 1.01"),
         ("gae_lambda", -0.5, r"gae_lambda must be in \[0, 1\], got -0.5"),
         ("baseline", "mean", "baseline must be one of linear, value, none, got 'mean'"),
-        ("inner_surrogate", "trpo", "surrogate must be one of .*, got 'trpo'"),
+        ("surrogate", "trpo", "surrogate must be one of .*, got 'trpo'"),
         ("outer_surrogate", "Ratio", "surrogate must be one of .*, got 'Ratio'"),
     ],
 )

@@ -42,6 +42,8 @@ def make_batch(mask=MASK, advantage=None, value=None, reward=REWARD, theta=THETA
         reward=reward,
         value=value,
         mask=mask,
+        terminated=None,
+        last_value=None,
     )
 
 
@@ -201,6 +203,6 @@ def test_stored_data_is_not_differentiated(name):
 def test_ppo_clip_by_hand(advantage, ratio, expected):
     # min(ratio A, clip(ratio, 0.8, 1.2) A): min(3, 2.4); min(1, 1.6); min(-3, -2.4); min(-1, -1.6)
     ones = jnp.ones((1, 1))
-    batch = PolicyGradientBatch(None, None, 0 * ones, advantage * ones, None, ones, ones, ones)
+    batch = PolicyGradientBatch(None, None, 0 * ones, advantage * ones, None, ones, ones, ones, None, None)
     objective = ppo_clip(jnp.log(ratio) * ones, batch, discount=1.0, gae_lambda=1.0)
     np.testing.assert_allclose(objective, expected, rtol=1e-6)

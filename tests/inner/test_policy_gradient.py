@@ -7,7 +7,9 @@ import optax
 import pytest
 
 from jmeta import optimizers
+from jmeta.estimators.surrogates import SURROGATES
 from jmeta.inner import policy_gradient as pg
+from jmeta.inner.loop import DIFFERENTIATIONS, inner_loop, symmetric_gradient
 from tests import oracle
 
 STEP_SIZE = 2.0
@@ -19,20 +21,22 @@ def float64():
         yield
 
 
-def make(surrogate, first_order=False, **estimator):
+def make(surrogate, *, optimizer=None, **options):
+    """Policy, estimator and inner loop; `options` of the last two."""
     policy = oracle.softmax_policy()
-    options = {
+    estimation = {
         "num_episodes": 4,
         "discount": 1.0,
         "gae_lambda": 1.0,
         "baseline": "none",
         "normalize_advantages": False,
     }
-    source = pg.estimator(oracle.family(), policy, **(options | estimator))
-    inner = pg.inner_loop(
-        policy, source, surrogate=surrogate, optimizer=optax.sgd(STEP_SIZE), first_order=first_order
+    estimation |= {name: options.pop(name) for name in estimation if name in options}
+    learner = pg.learner(
+        oracle.family(), policy, surrogate=surrogate, outer_surrogate=surrogate, **estimation
     )
-    return policy, source, inner
+    inner = inner_loop(policy=policy, learner=learner, optimizer=optimizer or optax.sgd(STEP_SIZE), **options)
+    return policy, pg.estimator(oracle.family(), policy, **estimation), inner
 
 
 def enumerated(num_steps):
@@ -42,8 +46,8 @@ def enumerated(num_steps):
     return jax.tree.map(lambda *x: jnp.stack(x), *pre), post
 
 
-def meta_loss(inner_surrogate, outer_surrogate, first_order=False):
-    policy, source, inner = make(inner_surrogate, first_order)
+def meta_loss(inner_surrogate, outer_surrogate, **options):
+    policy, source, inner = make(inner_surrogate, **options)
 
     def loss(params, pre, post):
         output = pg.unroll(policy, inner.replay(params, pre), post.inputs)
@@ -53,7 +57,7 @@ def meta_loss(inner_surrogate, outer_surrogate, first_order=False):
 
 
 @pytest.mark.parametrize("num_steps", [1, 2])
-@pytest.mark.parametrize("surrogate", ["reinforce", "ratio", "dice", "loaded-dice", "ppo-clip"])
+@pytest.mark.parametrize("surrogate", SURROGATES)
 def test_meta_gradient_is_the_exact_one(surrogate, num_steps):
     gradient = jax.jit(jax.grad(meta_loss(surrogate, surrogate)))(
         jnp.asarray(oracle.THETA), *enumerated(num_steps)
@@ -128,10 +132,7 @@ def test_first_order_equals_second_order_at_step_size_zero_only():
     gradients = {}
     for step_size in (0.0, STEP_SIZE):
         for first_order in (False, True):
-            policy, source, _ = make("dice")
-            inner = pg.inner_loop(
-                policy, source, surrogate="dice", optimizer=optax.sgd(step_size), first_order=first_order
-            )
+            policy, source, inner = make("dice", optimizer=optax.sgd(step_size), first_order=first_order)
             gradients[step_size, first_order] = jax.grad(
                 lambda p, inner=inner, policy=policy, source=source: source.loss("dice")(
                     pg.unroll(policy, inner.replay(p, data[0]), data[1].inputs), data[1]
@@ -155,7 +156,7 @@ def test_symmetric_gradient_differentiates_like_grad():
 
         return jnp.sum(jax.lax.scan(step, params, length=2)[0] ** 3)
 
-    ours, plain = (lambda p, g=g: after_two_steps(g, p) for g in (pg.symmetric_gradient(gradient), gradient))
+    ours, plain = (lambda p, g=g: after_two_steps(g, p) for g in (symmetric_gradient(gradient), gradient))
     np.testing.assert_allclose(jax.grad(ours)(params), jax.grad(plain)(params), rtol=1e-12)
     vector = (jnp.array([1.0, 2.0, -1.0]),)
     np.testing.assert_allclose(
@@ -192,9 +193,7 @@ def test_a_value_baseline_needs_a_critic():
 @pytest.mark.parametrize("name", ["adam", "adamw", "rmsprop"])
 def test_inner_optimizers_are_differentiable_at_a_gradient_of_zero(name):
     """With no rewards every inner gradient is 0; Adam's root of it must not make the meta-gradient NaN."""
-    policy, source, _ = make("ratio")
-    optimizer = optimizers.REGISTRY[name](learning_rate=0.1)
-    inner = pg.inner_loop(policy, source, surrogate="ratio", optimizer=optimizer)
+    policy, source, inner = make("ratio", optimizer=optimizers.REGISTRY[name](learning_rate=0.1))
     pre, post = enumerated(1)
     pre = pre._replace(advantage=jnp.zeros_like(pre.advantage))
     gradient = jax.jit(
@@ -212,3 +211,25 @@ def test_replay_jvp_is_the_forward_derivative_of_replay(num_steps):
     np.testing.assert_allclose(adapted, jax.jit(inner.replay)(theta, data), rtol=1e-12)
     jacobian = jax.jit(jax.jacrev(inner.replay))(theta, data)
     np.testing.assert_allclose(change, jnp.einsum("abcd,cd->ab", jacobian, tangent), rtol=1e-10)
+
+
+@pytest.mark.parametrize("differentiation", DIFFERENTIATIONS)
+def test_every_differentiation_gives_the_exact_meta_gradient(differentiation):
+    loss = meta_loss("dice", "dice", differentiation=differentiation)
+    gradient = jax.jit(jax.grad(loss))(jnp.asarray(oracle.THETA), *enumerated(2))
+    exact = oracle.meta_gradient(STEP_SIZE, 2, "dice", first_order=False)
+    np.testing.assert_allclose(-gradient, exact, rtol=1e-9)
+
+
+def test_the_path_holds_the_policies_that_sampled():
+    _, _, inner = make("ratio")
+    data, _ = enumerated(3)
+    adapted, path = jax.jit(inner.path)(jnp.asarray(oracle.THETA), data)
+    expected = [oracle.adapted(oracle.THETA, STEP_SIZE, k) for k in range(4)]
+    np.testing.assert_allclose(path, expected[:3], rtol=1e-9)
+    np.testing.assert_allclose(adapted, expected[3], rtol=1e-9)
+
+
+def test_unknown_differentiation_is_named():
+    with pytest.raises(ValueError, match="mixed, reverse, rematerialized, got 'forward'"):
+        make("ratio", differentiation="forward")

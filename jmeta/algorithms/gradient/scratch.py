@@ -23,7 +23,9 @@ from jmeta.types import (
 )
 
 
-@hyperparameters_of(maml, without=("optimizer", "first_order", "outer_surrogate", "outer_epochs"))
+@hyperparameters_of(
+    maml, without=("optimizer", "first_order", "differentiation", "outer_surrogate", "outer_epochs")
+)
 def scratch(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
     """Adapts a freshly initialised policy by MAML's inner loop; nothing is meta-learned.
 

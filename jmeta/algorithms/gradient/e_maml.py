@@ -1,0 +1,71 @@
+"""E-MAML: credit to the sampling that adaptation learns from (Stadie et al., 2018, arXiv 1803.01118)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.algorithms.gradient import outer
+from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.estimators.surrogates import ppo_clip
+from jmeta.inner import policy_gradient as pg
+from jmeta.inner.loop import mean_return
+from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
+
+
+@hyperparameters_of(outer.assemble, without=("inner",))
+def e_maml(
+    family: TaskFamily, policy: Policy, *, exploration_weight: float = 1.0, **others: Any
+) -> MetaAlgorithm:
+    """MAML, and the score of every action before adaptation times the return after it (eq. 7).
+
+    With `surrogate="dice"` or "loaded-dice" the two terms are the whole gradient of the return after
+    adaptation. Every inner step's episodes get credit, under the policy that sampled them as a function of
+    the initial parameters, so it is right for several steps. The credit of a task is its return less the
+    mean of the others', a baseline that leaves it unbiased; in a batch of one task there is none. It is in
+    the units of the outer surrogate: per step, and divided by what advantages are normalised by. Over
+    several epochs it is clipped as in PPO.
+
+    Args:
+      exploration_weight: weight of that term; 1 is unbiased, less trades bias for variance, 0 is `maml`.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    if exploration_weight < 0:
+        raise ValueError(f"exploration_weight must not be negative, got {exploration_weight}")
+    parts = outer.assemble(family, policy, **others)
+
+    def prepare(params: Params, collected: outer.Collected) -> PyTree:
+        del params
+        post = collected.post
+        returns = mean_return(post)  # [B]
+        others = (returns.sum() - returns) / jnp.maximum(len(returns) - 1, 1)
+        raw, used = (_spread(x, post.mask) for x in (post.target - post.value, post.advantage))
+        num_episodes, horizon = post.mask.shape[1:]
+        credit = num_episodes * (returns - others) / horizon  # surrogates average over episodes: here a sum
+        return collected, jnp.where(raw > 0, used / jnp.maximum(raw, 1e-12), 1.0) * credit
+
+    def loss(params: Params, prepared: PyTree) -> Array:
+        data, credit = prepared
+        adapted, path = parts.inner.path(params, data.pre)
+
+        def explored(params: Params, batch: PyTree) -> Array:
+            output = pg.unroll(policy, params, batch.inputs)
+            log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, batch.action)
+            batch = batch._replace(advantage=jnp.full_like(batch.advantage, credit))
+            return ppo_clip(log_prob, batch, discount=1.0, gae_lambda=1.0)
+
+        bonus = jax.vmap(explored)(path, data.pre).sum()
+        return parts.learner.loss(adapted, data.post) - exploration_weight * bonus
+
+    return outer.algorithm(parts, loss=loss, prepare=prepare)
+
+
+def _spread(x: Array, mask: Array) -> Array:
+    """Standard deviation [B] over the steps of a task: x [B, N, T] -> [B]."""
+    count = jnp.maximum(mask.sum((1, 2)), 1)
+    mean = (mask * x).sum((1, 2)) / count
+    return jnp.sqrt((mask * jnp.square(x - mean[:, None, None])).sum((1, 2)) / count)

@@ -1,0 +1,84 @@
+"""ES-MAML: evolution strategies over the initial parameters (Song et al., 2020, arXiv 1910.01215)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jmeta import parallel
+from jmeta.algorithms.gradient import outer
+from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.types import Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, PyTree, Task, TaskFamily
+
+
+@hyperparameters_of(
+    outer.assemble, without=("first_order", "differentiation", "outer_surrogate", "outer_epochs")
+)
+def es_maml(
+    family: TaskFamily,
+    policy: Policy,
+    *,
+    num_perturbations: int = 16,
+    perturbation_std: float = 0.05,
+    num_episodes: int = 2,
+    **others: Any,
+) -> MetaAlgorithm:
+    """Perturbs the initial parameters, adapts, and moves toward the perturbations that adapted best.
+
+    The gradient of the return after adaptation, smoothed by a normal distribution: the mean over pairs of
+    ε (F(θ + σε) - F(θ - σε)) / 2σ (algorithms 2 and 3, antithetic), unbiased for the smoothed return. It
+    differentiates nothing, so adaptation need not be differentiable. Both of a pair meet the same task with
+    the same random numbers. A call takes 2 x tasks x `num_perturbations` adaptations, in blocks.
+
+    The metrics are of the perturbed policies. The outer optimiser cannot be TRPO, which needs a divergence.
+
+    Args:
+      num_perturbations: pairs for each task.
+      perturbation_std: σ.
+      num_episodes: N, as in `maml`: before each inner step of one perturbation, and after the last.
+
+    Raises:
+      ValueError: an argument is out of its range, or the policy keeps observation statistics.
+    """
+    if num_perturbations < 1:
+        raise ValueError(f"num_perturbations must be at least 1, got {num_perturbations}")
+    if perturbation_std <= 0:
+        raise ValueError(f"perturbation_std must be positive, got {perturbation_std}")
+    if "statistics" in policy.parts:
+        raise ValueError("es-maml perturbs every parameter: it cannot be used with normalize_observations")
+    parts = outer.assemble(family, policy, num_episodes=num_episodes, **others)
+
+    def one_pair(params: Params, task: Task, key: Key) -> tuple[Params, Metrics]:
+        key_noise, key_run = jax.random.split(key)
+        noise = optax.tree.random_like(key_noise, params)
+
+        def measure(scale: float) -> Metrics:
+            perturbed = jax.tree.map(lambda p, e: p + scale * e, params, noise)
+            collected = outer.collect(parts, perturbed, task, key_run)
+            return outer.returns(parts, jax.tree.map(lambda x: x[None], collected))
+
+        high, low = measure(perturbation_std), measure(-perturbation_std)
+        slope = (high["return_after"] - low["return_after"]) / (2 * perturbation_std)
+        return jax.tree.map(lambda e: -slope * e, noise), jax.tree.map(lambda a, b: (a + b) / 2, high, low)
+
+    def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
+        num_pairs = num_perturbations * jax.tree.leaves(tasks)[0].shape[0]
+        repeated: PyTree = jax.tree.map(lambda x: jnp.repeat(x, num_perturbations, axis=0), tasks)
+        keys = parallel.task_keys(key, num_pairs)
+        gradients, metrics = parallel.mean_over_tasks(
+            one_pair, state.params, repeated, keys, block=parts.block
+        )
+        updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        env_steps = jnp.round(metrics["env_steps"] * 2 * num_pairs).astype(jnp.int32)
+        metrics |= {
+            "env_steps": env_steps,
+            "gradient_norm": optax.tree.norm(gradients),
+            "skipped": opt_state.skipped,
+        }
+        return MetaState(params, opt_state, state.step + 1), metrics
+
+    return MetaAlgorithm(outer.init(parts), update, outer.adapt(parts), policy)

@@ -1,0 +1,80 @@
+"""iMAML: implicit meta-gradients (Rajeswaran, Finn, Kakade and Levine, 2019, arXiv 1909.04630)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.scipy.sparse.linalg import cg
+
+from jmeta.algorithms.gradient import outer
+from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.types import Array, MetaAlgorithm, Params, Policy, TaskFamily
+
+
+@hyperparameters_of(outer.assemble, without=("first_order", "differentiation"))
+def imaml(
+    family: TaskFamily,
+    policy: Policy,
+    *,
+    proximal_weight: float | None = None,
+    cg_iterations: int = 5,
+    inner_learning_rate: float,
+    inner_optimizer: Callable[[float], optax.GradientTransformation],
+    **others: Any,
+) -> MetaAlgorithm:
+    """Adapts to the minimum of loss + λ/2 |φ - θ|², and differentiates the minimum, not the way to it.
+
+    At the minimum dφ/dθ = (I + H/λ)^-1, H the Hessian of the inner loss (lemma 1): conjugate gradient solves
+    for its product with the outer gradient (eq. 7), and memory does not depend on the number of inner steps.
+    The meta-gradient is biased by how far the K steps end from the minimum (theorem 1). The paper adapts to
+    one data set; here every step has fresh episodes, and H is estimated on those of the adapted policy.
+    With TRPO as the outer optimiser the divergence is differentiated through the steps.
+
+    Args:
+      proximal_weight: λ; it must exceed the inner loss's greatest negative curvature. None takes the inverse
+        of `inner_learning_rate`, for which plain steps are the iteration φ <- θ - gradient(φ) / λ.
+      cg_iterations: of conjugate gradient.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    if proximal_weight is None:
+        proximal_weight = 1 / inner_learning_rate if inner_learning_rate > 0 else 1.0
+    if proximal_weight <= 0:
+        raise ValueError(f"proximal_weight must be positive or None, got {proximal_weight}")
+    if cg_iterations < 1:
+        raise ValueError(f"cg_iterations must be at least 1, got {cg_iterations}")
+    parts = outer.assemble(
+        family,
+        policy,
+        inner_learning_rate=inner_learning_rate,
+        inner_optimizer=lambda rate: optax.chain(_toward_start(proximal_weight), inner_optimizer(rate)),
+        **others,
+    )
+    if not parts.learner.conservative:
+        raise ValueError("imaml needs an inner loss with a Hessian: inner must not be 'q-learning'")
+
+    def gradient(params: Params, data: outer.Collected) -> tuple[Array, Params]:
+        del params  # the gradient depends on where adaptation ended alone
+
+        def product(vector: Params) -> Params:
+            hessian = jax.jvp(lambda p: parts.learner.gradient(p, data.post), (data.adapted,), (vector,))[1]
+            return jax.tree.map(lambda v, h: v + h / proximal_weight, vector, hessian)
+
+        loss, outer_gradient = jax.value_and_grad(parts.learner.loss)(data.adapted, data.post)
+        return loss, cg(product, outer_gradient, maxiter=cg_iterations)[0]
+
+    return outer.algorithm(parts, gradient=gradient)
+
+
+def _toward_start(weight: float) -> optax.GradientTransformation:
+    """Adds the gradient of weight/2 |params - start|² to the gradients; `start` is its state."""
+
+    def update(gradients: Params, start: Params, params: Params | None = None) -> tuple[Params, Params]:
+        pulled = jax.tree.map(lambda g, p, s: g + weight * (p - s), gradients, params, start)
+        return pulled, start
+
+    return optax.GradientTransformation(lambda params: params, update)

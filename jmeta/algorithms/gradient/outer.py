@@ -1,0 +1,279 @@
+"""The outer loop that the gradient-based methods share: MAML's, with places for what they change."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jmeta import inner as inner_loops
+from jmeta import parallel
+from jmeta.inner import policy_gradient as pg
+from jmeta.inner.loop import Learner, inner_loop, mean_return
+from jmeta.optimizers import skip_nonfinite
+from jmeta.types import (
+    Adapted,
+    AdaptFn,
+    AdaptInfo,
+    Array,
+    InnerLoop,
+    Key,
+    MetaAlgorithm,
+    MetaState,
+    Metrics,
+    Params,
+    Policy,
+    PyTree,
+    Task,
+    TaskFamily,
+)
+
+
+class Parts(NamedTuple):
+    """What a method is made of; one that differs from MAML replaces some of it."""
+
+    policy: Policy
+    learner: Learner
+    inner: InnerLoop
+    make_inner: Callable[..., InnerLoop]  # `inner_loop`, arguments filled in as for `inner` unless given
+    optimizer: optax.GradientTransformationExtraArgs
+    num_inner_steps: int
+    outer_epochs: int
+    block: int | None  # tasks side by side on a device
+
+
+class Collected(NamedTuple):
+    """Data of one task, or with a leading [B] of all."""
+
+    pre: PyTree  # of the inner steps [K, N, T, ...]
+    post: PyTree  # episodes of the adapted policy [N, T, ...]
+    adapted: Params  # the adapted parameters that collected them
+    distribution: PyTree  # and their distribution parameters [N, T, ...]
+
+
+def assemble(
+    family: TaskFamily,
+    policy: Policy,
+    *,
+    optimizer: optax.GradientTransformation,
+    inner: str = "policy-gradient",
+    num_inner_steps: int = 1,
+    inner_learning_rate: float = 0.1,
+    inner_optimizer: Callable[[float], optax.GradientTransformation] = optax.sgd,
+    num_episodes: int = 10,
+    first_order: bool = False,
+    differentiation: str = "mixed",
+    surrogate: str = "ratio",
+    outer_surrogate: str = "ratio",
+    outer_epochs: int = 1,
+    discount: float = 0.99,
+    gae_lambda: float = 1.0,
+    baseline: str = "linear",
+    normalize_advantages: bool = True,
+    tasks_per_block: int | None = None,
+) -> Parts:
+    """Checks the hyperparameters that the gradient-based methods share, and makes their parts.
+
+    Args:
+      family: the tasks.
+      policy: the policy, whose initial parameters are learned.
+      optimizer: of the outer update; one that needs them gets `value_and_kl_fn` and `kl_hvp_fn`. TRPO wants
+        the linear baseline: a critic has no curvature in the divergence, and would take up the whole step.
+      inner: what is learned from, a name in `jmeta.inner.REGISTRY`. Surrogates, `gae_lambda`, `baseline` and
+        `normalize_advantages` are for "policy-gradient" alone; "supervised" does not discount.
+      num_inner_steps: K, adaptation steps in training, fresh episodes for each.
+      inner_learning_rate: step size of the inner optimiser.
+      inner_optimizer: step size -> optimiser of the inner step.
+      num_episodes: N, episodes of one task before each inner step, and again after the last.
+      first_order: drop the Hessian of the inner steps (FOMAML).
+      differentiation: of the inner steps: "mixed" (forward over reverse), "reverse" (more memory) or
+        "rematerialized" (reverse, recomputing). The gradient is the same.
+      surrogate: objective of the inner step, a name in `estimators.surrogates.SURROGATES`: it decides which
+        terms the Hessian keeps.
+      outer_surrogate: objective after adaptation, likewise.
+      outer_epochs: outer updates on one batch.
+      discount: of inner and outer objective, in [0, 1].
+      gae_lambda: in [0, 1]; below 1 the baseline's bias enters every advantage.
+      baseline: "linear" (refitted for every task and step), "value" (the policy's critic) or "none".
+      normalize_advantages: per batch of one task.
+      tasks_per_block: tasks that a device runs side by side; None chooses by platform.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    for name, value, least in (("num_inner_steps", num_inner_steps, 0), ("outer_epochs", outer_epochs, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    if inner_learning_rate < 0:
+        raise ValueError(f"inner_learning_rate must not be negative, got {inner_learning_rate}")
+    if tasks_per_block is not None and tasks_per_block < 1:
+        raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
+    if inner not in inner_loops.REGISTRY:
+        raise ValueError(f"inner must be one of {', '.join(inner_loops.REGISTRY)}, got {inner!r}")
+    learner = inner_loops.REGISTRY[inner](
+        family,
+        policy,
+        surrogate=surrogate,
+        outer_surrogate=outer_surrogate,
+        num_episodes=num_episodes,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        baseline=baseline,
+        normalize_advantages=normalize_advantages,
+    )
+    make_inner = functools.partial(
+        inner_loop,
+        policy=policy,
+        learner=learner,
+        optimizer=inner_optimizer(inner_learning_rate),
+        first_order=first_order,
+        differentiation=differentiation,
+    )
+    return Parts(
+        policy=policy,
+        learner=learner,
+        inner=make_inner(),
+        make_inner=make_inner,
+        optimizer=skip_nonfinite(optimizer),
+        num_inner_steps=num_inner_steps,
+        outer_epochs=outer_epochs,
+        block=tasks_per_block or parallel.tasks_per_block(num_episodes),
+    )
+
+
+def collect(parts: Parts, params: Params, task: Task, key: Key) -> Collected:
+    """Adapts to one task and collects episodes of the adapted policy."""
+    key_adapt, key_post = jax.random.split(key)
+    adapted, info = parts.inner.adapt(params, task, key_adapt, parts.num_inner_steps)
+    post = parts.learner.collect(adapted, task, key_post)
+    distribution = pg.unroll(parts.policy, adapted.params, post.inputs).distribution
+    return Collected(info.data, post, adapted.params, distribution)
+
+
+def meta_loss(parts: Parts) -> Callable[[Params, Collected], Array]:
+    """MAML's loss of one task: that of the adapted policy, as a function of the meta-parameters."""
+    return lambda params, data: parts.learner.loss(parts.inner.replay(params, data.pre), data.post)
+
+
+def algorithm(
+    parts: Parts,
+    *,
+    loss: Callable[[Params, Any], Array] | None = None,
+    gradient: Callable[[Params, Any], tuple[Array, Params]] | None = None,
+    prepare: Callable[[Params, Collected], PyTree] | None = None,
+    report: Callable[[Params], Metrics] = lambda params: {},
+) -> MetaAlgorithm:
+    """The meta-learner: collect from every task, then take `outer_epochs` steps of the outer optimiser.
+
+    Args:
+      parts: what it is made of.
+      loss: (params, data of one task) -> [] to minimise; default `meta_loss`.
+      gradient: (params, data of one task) -> loss and its gradient; default that of `loss`.
+      prepare: (params, collected [B, ...]) -> the data [B, ...] that `loss` and `gradient` get; default as is.
+      report: params -> metrics of the new parameters.
+
+    Returns:
+      The algorithm. Metrics beside the standard ones: `loss`, `gradient_norm`, `kl` (old to new adapted
+      policies, after the update), `skipped` (non-finite updates so far) and those of `report`.
+    """
+    policy, inner, optimizer = parts.policy, parts.inner, parts.optimizer
+    loss = loss or meta_loss(parts)
+    gradient = gradient or jax.value_and_grad(loss)
+
+    def loss_and_kl(params: Params, data: PyTree, collected: Collected) -> tuple[Array, Array]:
+        """The loss, and KL(old adapted || new adapted) through the inner steps."""
+        _, post, _, old = collected
+        new = pg.unroll(policy, inner.replay(params, collected.pre), post.inputs).distribution
+        return loss(params, data), pg.mean_kl(policy, old, new, post.mask)
+
+    def kl_hvp(point: tuple[Params, Params], collected: Collected) -> Params:
+        params, vector = point
+        return pg.fisher_product(policy, inner, params, vector, collected.pre, collected.post)
+
+    def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
+        keys = parallel.task_keys(key, jax.tree.leaves(tasks)[0].shape[0])
+        collected = parallel.map_tasks(
+            lambda params, task, key: collect(parts, params, task, key),
+            state.params,
+            tasks,
+            keys,
+            block=parts.block,
+        )
+        data = prepare(state.params, collected) if prepare else collected
+
+        def mean(fn: Callable[..., PyTree], params: Params, *args: PyTree) -> PyTree:
+            return parallel.mean_over_tasks(fn, params, *args, block=parts.block)
+
+        def epoch(loop: PyTree, _: None) -> tuple[PyTree, Metrics]:
+            params, opt_state = loop
+            value, gradients = mean(gradient, params, data)
+            updates, opt_state = optimizer.update(
+                gradients,
+                opt_state,
+                params,
+                value_and_kl_fn=lambda candidate: mean(loss_and_kl, candidate, data, collected),
+                kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), collected),
+            )
+            params = optax.apply_updates(params, updates)
+            return (params, opt_state), {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+
+        (params, opt_state), metrics = jax.lax.scan(
+            epoch, (state.params, state.opt_state), length=parts.outer_epochs
+        )
+        _, kl = mean(loss_and_kl, params, data, collected)
+        metrics = jax.tree.map(lambda x: x[0], metrics) | returns(parts, collected) | report(params)
+        metrics |= {"kl": kl, "skipped": opt_state.skipped}
+        post = collected.post
+        params = policy.observe(params, post.inputs.obs, post.mask)
+        return MetaState(params, opt_state, state.step + 1), metrics
+
+    return MetaAlgorithm(init(parts), update, adapt(parts), policy)
+
+
+def returns(parts: Parts, collected: Collected) -> Metrics:
+    """The metrics that every algorithm reports, from data [B, ...]."""
+    pre, post = collected.pre, collected.post
+    after = mean_return(post)
+    return {
+        "return_before": (mean_return(pre)[:, 0] if parts.num_inner_steps else after).mean(),
+        "return_after": after.mean(),
+        "env_steps": (pre.mask.sum() + post.mask.sum()).astype(jnp.int32),
+    }
+
+
+def init(parts: Parts) -> Callable[[Key], MetaState]:
+    """`MetaAlgorithm.init`: the policy's parameters, and the outer optimiser's state."""
+
+    def init(key: Key) -> MetaState:
+        params = parts.policy.init(key)
+        return MetaState(params, parts.optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    return init
+
+
+def adapt(parts: Parts) -> AdaptFn:
+    """`MetaAlgorithm.adapt`: the inner loop."""
+
+    def adapt(
+        params: Params, task: Task, key: Key, num_steps: int | None = None
+    ) -> tuple[Adapted, AdaptInfo]:
+        return parts.inner.adapt(params, task, key, parts.num_inner_steps if num_steps is None else num_steps)
+
+    return adapt
+
+
+def only(policy: Policy, part: str, optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An inner optimiser that changes one part of the policy; ValueError if the policy has no such part."""
+    if part not in policy.parts:
+        raise ValueError(
+            f"the policy must have a part {part!r}, got one with {', '.join(policy.parts) or 'no parts'}"
+        )
+
+    def elsewhere(params: Params) -> PyTree:
+        return jax.tree.map(lambda inside: not inside, policy.parts[part](params))
+
+    return optax.chain(optimizer, optax.masked(optax.set_to_zero(), elsewhere))

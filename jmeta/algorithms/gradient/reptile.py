@@ -1,0 +1,52 @@
+"""Reptile: moves toward the adapted parameters (Nichol, Achiam and Schulman, 2018, arXiv 1803.02999)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import parallel
+from jmeta.algorithms.gradient import outer
+from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, Task, TaskFamily
+
+
+@hyperparameters_of(outer.assemble, without=("first_order", "differentiation", "outer_epochs"))
+def reptile(
+    family: TaskFamily, policy: Policy, *, serial: bool = False, num_inner_steps: int = 3, **others: Any
+) -> MetaAlgorithm:
+    """Adapts by K steps and moves the initial parameters toward the mean of the adapted ones.
+
+    What the outer optimiser descends is the mean over the tasks of (initial - adapted): with
+    `sgd(learning_rate=e)` that is the paper's step of size e (algorithm 2; Adam is its section 6 alike).
+    No derivative goes through the inner steps, and with one step this is joint training. The episodes after
+    adaptation are for the metrics alone; `outer_surrogate` gives `loss`.
+
+    Args:
+      serial: update after every task (algorithm 1), on several devices after as many tasks as there are
+        devices, and not once on the mean over the meta-batch.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    parts = outer.assemble(family, policy, num_inner_steps=num_inner_steps, **others)
+
+    def gradient(params: Params, data: outer.Collected) -> tuple[Array, Params]:
+        return parts.learner.loss(data.adapted, data.post), jax.tree.map(jnp.subtract, params, data.adapted)
+
+    batched = outer.algorithm(parts, gradient=gradient)
+    if not serial:
+        return batched
+
+    def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
+        num_tasks, together = jax.tree.leaves(tasks)[0].shape[0], parallel.num_devices()
+        parallel.check_divisible(num_tasks, together)
+        turns = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), tasks)
+        keys = jax.random.split(key, num_tasks // together)
+        after, metrics = jax.lax.scan(lambda state, turn: batched.update(state, *turn), state, (turns, keys))
+        counts = {"env_steps": metrics["env_steps"].sum(), "skipped": metrics["skipped"][-1]}
+        return after._replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics) | counts
+
+    return batched._replace(update=update)
