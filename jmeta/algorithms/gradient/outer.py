@@ -173,7 +173,7 @@ def algorithm(
       parts: what it is made of.
       loss: (params, data of one task) -> [] to minimise; default `meta_loss`.
       gradient: (params, data of one task) -> loss and its gradient; default that of `loss`.
-      prepare: (params, collected [B, ...]) -> the data [B, ...] that `loss` and `gradient` get; default as is.
+      prepare: (params, collected [B, ...]) -> the data [B, ...] of `loss` and `gradient`; default as is.
       report: params -> metrics of the new parameters.
 
     Returns:
