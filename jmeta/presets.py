@@ -41,23 +41,32 @@ LEARNERS: dict[str, dict[str, Any]] = {
     "random-mdp": {
         "algorithm": {
             "inner": "q-learning",
-            "inner_learning_rate": 0.3,
+            "inner_learning_rate": 0.2,
             "num_inner_steps": 10,
             "num_episodes": 1,
             "discount": 0.9,
+            "optimizer": {"name": "adam", "learning_rate": 0.05},
+            "outer_epochs": 1,
         },
         "policy": {"name": "tabular"},
-        "training": {"iterations": 500},
+        "training": {"iterations": 1000, "log_every": 100, "checkpoint_every": 100},
     },
     "sinusoid": {
-        "algorithm": {"inner": "supervised", "inner_learning_rate": 0.01},
+        # Those of the paper, but for 25 tasks, which two devices cannot share.
+        "algorithm": {
+            "inner": "supervised",
+            "inner_learning_rate": 0.01,
+            "optimizer": {"name": "adam", "learning_rate": 1e-3},
+            "outer_epochs": 1,
+        },
         # A prediction is an action: as good as without noise.
         "policy": {"hidden": [40, 40], "activation": "relu", "init_log_std": -10.0, "min_log_std": -10.0},
-        "training": {"iterations": 10_000, "log_every": 100, "checkpoint_every": 1000},
+        "training": {"iterations": 30_000, "num_tasks": 24, "log_every": 500, "checkpoint_every": 5000},
     },
 }
 _NEED_A_NETWORK = ("anil", "cavia", "imaml")  # they adapt a part of one, or take a symmetric Hessian
 ALGORITHMS: dict[str, dict[str, Any]] = {
+    "e-maml": {"algorithm": {"exploration_weight": 0.01}},  # 1, unbiased, drowns in noise on 100 steps
     "cavia": {"policy": {"context_size": 8}},
     "reptile": {"algorithm": {"num_inner_steps": 3}},
     "scratch": {"training": {"iterations": 10}},  # nothing is learned: enough to measure

@@ -9,6 +9,7 @@ in the row of s, and 0 elsewhere. Gradients and Hessians of expectations follow 
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -92,41 +93,51 @@ def score_hessian(theta: np.ndarray, state: int) -> np.ndarray:
     return hessian.reshape(STATES * ACTIONS, STATES * ACTIONS)
 
 
+def episode_gradient(theta: np.ndarray, trajectory: Trajectory) -> np.ndarray:
+    """Estimate of grad J [S A] from one episode: sum over steps of the return to come times score, / T."""
+    steps = zip(trajectory.states, trajectory.actions, strict=True)
+    scores = [score(theta, s, a) for s, a in steps]
+    return returns_to_come(trajectory) @ np.array(scores) / HORIZON
+
+
+def episode_hessian(theta: np.ndarray, trajectory: Trajectory, surrogate: str) -> np.ndarray:
+    """Second derivative [S A, S A] that a surrogate gives at the behaviour policy, on one episode.
+
+    `dice`, `loaded-dice`: sum over steps of reward_t times (S_t S_t^T + sum of Hessians until t), with S_t
+    the sum of the scores until t: p''/p of the probability p of getting there. Its expectation is that of J.
+    `ratio`, `ppo-clip`, `low-variance-curvature`: sum over steps of the return to come times
+    (score_t score_t^T + Hessian_t).
+    `reinforce`: the same without the outer product: the derivative of `episode_gradient`.
+    """
+    steps = list(zip(trajectory.states, trajectory.actions, strict=True))
+    scores = np.array([score(theta, s, a) for s, a in steps])
+    hessians = np.array([score_hessian(theta, s) for s, _ in steps])
+    if surrogate in ("dice", "loaded-dice"):
+        weights, scores, hessians = trajectory.rewards, scores.cumsum(0), hessians.cumsum(0)
+    else:
+        weights = returns_to_come(trajectory)
+    outer = np.einsum("ti,tj->tij", scores, scores) * (surrogate != "reinforce")
+    return np.einsum("t,tij->ij", weights, outer + hessians) / HORIZON
+
+
+def returns_to_come(trajectory: Trajectory) -> np.ndarray:
+    """[T]."""
+    return np.cumsum(trajectory.rewards[::-1])[::-1]
+
+
 def value(theta: np.ndarray) -> float:
     """J: the expected return / T."""
     return sum(t.probability * t.rewards.sum() for t in trajectories(theta)) / HORIZON
 
 
 def gradient(theta: np.ndarray) -> np.ndarray:
-    """grad J [S A] = E[R sum_t score_t] / T."""
-    total = np.zeros(STATES * ACTIONS)
-    for t in trajectories(theta):
-        scores = sum(score(theta, s, a) for s, a in zip(t.states, t.actions, strict=True))
-        total += t.probability * t.rewards.sum() * scores
-    return total / HORIZON
+    """grad J [S A]."""
+    return np.sum([t.probability * episode_gradient(theta, t) for t in trajectories(theta)], axis=0)
 
 
 def hessian(theta: np.ndarray, surrogate: str) -> np.ndarray:
-    """Second derivative [S A, S A] that a surrogate gives at the behaviour policy, in expectation.
-
-    `dice`, `loaded-dice`: that of J itself, E[R (score score^T + Hessian)] with the scores of the episode.
-    `ratio`, `ppo-clip`: the sum over steps of the return to come times (score_t score_t^T + Hessian_t).
-    `reinforce`: the same without the outer product.
-    """
-    total = np.zeros((STATES * ACTIONS,) * 2)
-    for t in trajectories(theta):
-        steps = list(zip(t.states, t.actions, strict=True))
-        scores = [score(theta, s, a) for s, a in steps]
-        hessians = [score_hessian(theta, s) for s, _ in steps]
-        if surrogate in ("dice", "loaded-dice"):
-            outer = np.outer(sum(scores), sum(scores))
-            total += t.probability * t.rewards.sum() * (outer + sum(hessians))
-            continue
-        to_come = np.cumsum(t.rewards[::-1])[::-1]
-        for step in range(HORIZON):
-            outer = np.outer(scores[step], scores[step]) * (surrogate != "reinforce")
-            total += t.probability * to_come[step] * (outer + hessians[step])
-    return total / HORIZON
+    """Second derivative [S A, S A] that a surrogate gives in expectation; for `dice` that of J."""
+    return np.sum([t.probability * episode_hessian(theta, t, surrogate) for t in trajectories(theta)], axis=0)
 
 
 def adapted(theta: np.ndarray, step_size: float, num_steps: int) -> np.ndarray:
@@ -136,14 +147,112 @@ def adapted(theta: np.ndarray, step_size: float, num_steps: int) -> np.ndarray:
     return theta
 
 
-def meta_gradient(step_size: float, num_steps: int, surrogate: str, *, first_order: bool) -> np.ndarray:
-    """d J(adapted(theta)) / d theta [S, A] by the chain rule over the inner steps, at THETA."""
-    jacobian, theta = np.eye(STATES * ACTIONS), THETA
+def meta_gradient(
+    step_size: float,
+    num_steps: int,
+    surrogate: str,
+    *,
+    first_order: bool,
+    sampling_term: bool = False,
+    theta: np.ndarray = THETA,
+) -> np.ndarray:
+    """d J(adapted(theta)) / d theta [S, A], with the Hessian of a surrogate: exact with that of `dice`.
+
+    What estimators of many episodes approach. The chain rule multiplies the Jacobians I + step_size H of the
+    steps. With the sampling term every step adds what its samples' dependence on the parameters gives,
+    step_size (H - H_reinforce), passed on by the exact Jacobians of the later steps, whose samples respond
+    too. So with `reinforce` the sum is exact, and with `dice` part of the Hessian counts twice.
+    """
+    identity = np.eye(STATES * ACTIONS)
+    jacobians, responses, unsampled = [], [], []
     for _ in range(num_steps):
-        if not first_order:
-            jacobian = (np.eye(STATES * ACTIONS) + step_size * hessian(theta, surrogate)) @ jacobian
+        exact, without = hessian(theta, "dice"), hessian(theta, "reinforce")
+        jacobians.append(identity + step_size * hessian(theta, surrogate) * (not first_order))
+        responses.append(identity + step_size * exact)
+        unsampled.append(step_size * (exact - without) * sampling_term)
         theta = adapted(theta, step_size, 1)
-    return (jacobian.T @ gradient(theta)).reshape(THETA.shape)
+    total, response = gradient(theta), gradient(theta)
+    for jacobian, exact, missing in reversed(list(zip(jacobians, responses, unsampled, strict=True))):
+        total = jacobian.T @ total + missing.T @ response
+        response = exact.T @ response
+    return total.reshape(theta.shape)
+
+
+def smoothed_meta_gradient(step_size: float, num_steps: int, std: float) -> np.ndarray:
+    """The exact meta-gradient [S, A] of J(adapted) averaged over theta + std times normal noise.
+
+    By Gauss-Hermite quadrature over the two directions that change the policy: within a row of logits.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(5)
+    weights = weights / weights.sum()
+    total = np.zeros_like(THETA)
+    for (x, p), (y, q) in itertools.product(zip(nodes, weights, strict=True), repeat=2):
+        shift = std * np.outer([x, y], [1, -1]) / np.sqrt(2)
+        total += p * q * meta_gradient(step_size, num_steps, "dice", first_order=False, theta=THETA + shift)
+    return total
+
+
+def batches(theta: np.ndarray, num_episodes: int) -> list[tuple[float, list[Trajectory]]]:
+    """Every ordered batch of episodes, with its probability."""
+    every = itertools.product(trajectories(theta), repeat=num_episodes)
+    return [(float(np.prod([t.probability for t in batch])), list(batch)) for batch in every]
+
+
+def finite_value(theta: np.ndarray, step_size: float, num_episodes: int) -> float:
+    """Expected J after one inner step that is estimated from `num_episodes` episodes."""
+    return sum(
+        probability * value(theta + step_size * _mean(episode_gradient, theta, batch).reshape(theta.shape))
+        for probability, batch in batches(theta, num_episodes)
+    )
+
+
+def finite_meta_gradient(
+    step_size: float, num_episodes: int, surrogate: str, *, sampling_term: bool
+) -> np.ndarray:
+    """Expected estimate [S, A] of one inner step on `num_episodes` episodes, at THETA.
+
+    Per batch, with step the adapted parameters phi: (I + step_size H) grad J(phi), and with the sampling term
+    J(phi) times the scores of all its actions. With the derivative of the step itself, which is that of
+    `reinforce`, and the sampling term it is the gradient of `finite_value`.
+    """
+    total = np.zeros(STATES * ACTIONS)
+    for probability, batch in batches(THETA, num_episodes):
+        phi = THETA + step_size * _mean(episode_gradient, THETA, batch).reshape(THETA.shape)
+        curvature = _mean(lambda theta, t: episode_hessian(theta, t, surrogate), THETA, batch)
+        slope = gradient(phi)
+        total += probability * (slope + step_size * curvature @ slope)
+        if sampling_term:
+            actions = [step for t in batch for step in zip(t.states, t.actions, strict=True)]
+            total += probability * value(phi) * sum(score(THETA, s, a) for s, a in actions)
+    return total.reshape(THETA.shape)
+
+
+def proximal(step_size: float, weight: float, num_steps: int) -> np.ndarray:
+    """THETA after exact ascent steps on J(phi) - weight/2 |phi - THETA|^2."""
+    phi = THETA
+    for _ in range(num_steps):
+        phi = phi + step_size * (gradient(phi).reshape(phi.shape) - weight * (phi - THETA))
+    return phi
+
+
+def proximal_optimum(weight: float, theta: np.ndarray = THETA) -> np.ndarray:
+    """The maximum of J(phi) - weight/2 |phi - theta|^2, by Newton's method."""
+    phi = theta
+    for _ in range(8):
+        slope = gradient(phi) - weight * (phi - theta).ravel()
+        curvature = hessian(phi, "dice") - weight * np.eye(STATES * ACTIONS)
+        phi = phi - np.linalg.solve(curvature, slope).reshape(phi.shape)
+    return phi
+
+
+def implicit_gradient(phi: np.ndarray, weight: float) -> np.ndarray:
+    """(I - H/weight)^-1 grad J [S, A] at phi: exact, at the optimum, for d J(optimum) / d theta."""
+    system = np.eye(STATES * ACTIONS) - hessian(phi, "dice") / weight
+    return np.linalg.solve(system, gradient(phi)).reshape(phi.shape)
+
+
+def _mean(of: Callable[..., np.ndarray], theta: np.ndarray, batch: list[Trajectory]) -> np.ndarray:
+    return np.mean([of(theta, trajectory) for trajectory in batch], axis=0)
 
 
 def enumerated_batch(theta: np.ndarray) -> PolicyGradientBatch:
@@ -164,4 +273,6 @@ def enumerated_batch(theta: np.ndarray) -> PolicyGradientBatch:
         reward=rewards,
         value=zeros,
         mask=weight * jnp.ones_like(rewards),
+        terminated=zeros > 1,
+        last_value=zeros[:, 0],
     )

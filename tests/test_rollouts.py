@@ -152,6 +152,27 @@ def test_last_value_is_that_of_the_observation_after_the_last_step(episode):
     assert rollout.last_value == 6
 
 
+def test_last_observation_is_the_one_after_the_last_step(episode):
+    _, rollout = episode(100, jax.random.key(0))
+    np.testing.assert_array_equal(rollout.last_obs, [6])  # the observation is the number of steps taken
+    assert rollout.last_obs.shape == rollout.inputs.obs.shape[1:]
+
+
+def test_every_episode_of_a_batch_has_its_last_observation():
+    """A walk by the action, so that the observations tell what the actions were."""
+    env = countdown()
+
+    def step(key, state, action, task):
+        del key, task
+        return state + action, TimeStep((state + action)[None].astype(float), jnp.zeros(()), jnp.array(False))
+
+    policy = counting_policy()
+    adapted = Adapted((), policy.initial_carry())
+    batch = rollouts.batch(env._replace(step=step), policy, adapted, 0, jax.random.key(0), 4)
+    np.testing.assert_array_equal(batch.last_obs[:, 0], batch.action.sum(1))
+    assert len(set(batch.last_obs[:, 0].tolist())) > 1
+
+
 def test_keys_make_the_episode(episode):
     actions = [np.asarray(episode(100, jax.random.key(seed))[1].action) for seed in (0, 0, 1, 2)]
     np.testing.assert_array_equal(actions[0], actions[1])

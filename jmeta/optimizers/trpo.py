@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array, Params, PyTree
-
-# Conjugate gradient stops once the squared residual has shrunk this far: float32 knows no more.
-_CG_TOLERANCE = 1e-10
 
 
 class TrpoState(NamedTuple):
@@ -92,7 +90,7 @@ def trpo(
         def damped_hvp(vector: Array) -> Array:
             return ravel_pytree(kl_hvp_fn(unravel(vector)))[0] + cg_damping * vector
 
-        direction, curvature = _conjugate_gradient(damped_hvp, gradient, cg_iterations)
+        direction, curvature = conjugate_gradient(damped_hvp, gradient, cg_iterations)
         full_step = -direction * jnp.sqrt(2 * max_kl / curvature)
         loss_before, _ = value_and_kl_fn(params)
 
@@ -130,38 +128,3 @@ class _LineSearch(NamedTuple):
     accepted: Array  # [] bool, of the last candidate
     fraction: Array  # [] float32, of the last candidate
     kl: Array  # [] float32, of the last candidate
-
-
-def _conjugate_gradient(
-    product: Callable[[Array], Array], b: Array, max_iterations: int
-) -> tuple[Array, Array]:
-    """Solves A x = b for a positive definite A, from x = 0.
-
-    Args:
-      product: vector [P] -> A vector [P].
-      b: [P].
-      max_iterations: most iterations.
-
-    Returns:
-      x: [P].
-      curvature: [] x^T A x, from the residual: no further product.
-    """
-    squared_norm = jnp.vdot(b, b)
-
-    def unsolved(carry: tuple[Array, ...]) -> Array:
-        iteration, _, _, _, squared_residual = carry
-        return (iteration < max_iterations) & (squared_residual > _CG_TOLERANCE * squared_norm)
-
-    def iterate(carry: tuple[Array, ...]) -> tuple[Array, ...]:
-        iteration, x, residual, search, squared_residual = carry
-        image = product(search)
-        length = squared_residual / jnp.vdot(search, image)
-        x = x + length * search
-        residual = residual - length * image
-        new_squared_residual = jnp.vdot(residual, residual)
-        search = residual + new_squared_residual / squared_residual * search
-        return iteration + 1, x, residual, search, new_squared_residual
-
-    start: tuple[Array, ...] = (jnp.int32(0), jnp.zeros_like(b), b, b, squared_norm)
-    _, x, residual, _, _ = jax.lax.while_loop(unsolved, iterate, start)
-    return x, jnp.vdot(x, b - residual)

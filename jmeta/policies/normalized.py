@@ -61,7 +61,11 @@ def normalize_observations(policy: Policy, spec: EnvSpec) -> Policy:
             of_policy(params.policy), jax.tree.map(lambda _: False, params.statistics)
         )
 
-    parts = {name: part(of_policy) for name, of_policy in policy.parts.items()}
+    def statistics(params: NormalizedParams) -> NormalizedParams:
+        nowhere: NormalizedParams = jax.tree.map(lambda _: False, params)
+        return nowhere._replace(statistics=jax.tree.map(lambda _: True, params.statistics))
+
+    parts = {name: part(of_policy) for name, of_policy in policy.parts.items()} | {"statistics": statistics}
     return policy._replace(init=init, step=step, unroll=unroll, observe=observe, parts=parts)
 
 

@@ -27,13 +27,16 @@ def make_inputs(spec, key):
     )
 
 
+@pytest.mark.parametrize("context_size", [0, 2])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("critic", [False, True])
 @pytest.mark.parametrize("space", SPECS)
-def test_unroll_equals_scanning_step(space, critic, normalize):
+def test_unroll_equals_scanning_step(space, critic, normalize, context_size):
     spec = SPECS[space]
-    policy = mlp(spec, hidden=(8,), critic=critic, normalize_observations=normalize)
-    params = policy.init(jax.random.key(0))
+    policy = mlp(
+        spec, hidden=(8,), critic=critic, normalize_observations=normalize, context_size=context_size
+    )
+    params = jax.tree.map(lambda leaf: leaf + 0.1, policy.init(jax.random.key(0)))  # no context of 0
     inputs = make_inputs(spec, jax.random.key(1))
     params = policy.observe(params, 3 * inputs.obs + 1, jnp.ones(T))
     carry, unrolled = policy.unroll(params, policy.initial_carry(), inputs)
@@ -117,11 +120,57 @@ def test_log_std_is_clamped_for_any_parameters():
         ({"activation": "cube"}, "activation is 'cube'.*tanh"),
         ({"init_log_std": -4.0}, "init_log_std is -4.0 and min_log_std is -3.0"),
         ({"min_log_std": float("nan")}, "min_log_std is nan"),
+        ({"context_size": -1}, "context_size is -1; must not be negative"),
     ],
 )
 def test_arguments_are_validated(arguments, message):
     with pytest.raises(ValueError, match=message):
         mlp(SPECS["continuous"], **arguments)
+
+
+def test_context_is_an_input_beside_the_observation():
+    spec = SPECS["continuous"]
+    policy = mlp(spec, hidden=(5,), critic=True, context_size=2)
+    params = policy.init(jax.random.key(0))
+    np.testing.assert_array_equal(params["context"], [0, 0])
+    assert params["policy"][0].kernel.shape == params["critic"][0].kernel.shape == (D + 2, 5)
+    one = jax.tree.map(lambda x: x[0], make_inputs(spec, jax.random.key(1)))
+    params["context"] = jnp.array([0.7, -1.2])
+    _, output = policy.step(params, (), one)
+    # The same as a policy without a context that observes both.
+    wider = mlp(EnvSpec(D + 2, spec.action, T), hidden=(5,), critic=True)
+    without = {name: params[name] for name in ("policy", "log_std", "critic")}
+    both = one._replace(obs=jnp.concatenate([one.obs, params["context"]]))
+    _, expected = wider.step(without, (), both)
+    jax.tree.map(np.testing.assert_array_equal, output, expected)
+
+
+def test_parts_of_the_parameters():
+    policy = mlp(SPECS["continuous"], hidden=(4, 4), critic=True, context_size=2)
+    params = policy.init(jax.random.key(0))
+    inside = {True: (True, True), False: (False, False)}  # kernel and bias
+    hidden, last = inside[False], inside[True]
+    head = {
+        "policy": (hidden, hidden, last),
+        "critic": (hidden, hidden, last),
+        "log_std": False,
+        "context": False,
+    }
+    assert policy.parts["head"](params) == head
+    nothing = {"policy": (hidden,) * 3, "critic": (hidden,) * 3, "log_std": False}
+    assert policy.parts["context"](params) == nothing | {"context": True}
+    assert set(policy.parts) == {"head", "context"}
+    assert set(mlp(SPECS["discrete"], hidden=(4,)).parts) == {"head"}
+
+
+def test_parts_of_a_normalising_policy():
+    plain = mlp(SPECS["discrete"], hidden=(4,), context_size=2)
+    policy = mlp(SPECS["discrete"], hidden=(4,), context_size=2, normalize_observations=True)
+    params = policy.init(jax.random.key(0))
+    for name, part in plain.parts.items():
+        of_policy, of_statistics = policy.parts[name](params)
+        assert of_policy == part(params.policy)
+        assert jax.tree.leaves(of_statistics) == [False] * 3
 
 
 def test_registry():

@@ -17,26 +17,34 @@ from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
 
 @hyperparameters_of(outer.assemble, without=("inner",))
 def e_maml(
-    family: TaskFamily, policy: Policy, *, exploration_weight: float = 1.0, **others: Any
+    family: TaskFamily,
+    policy: Policy,
+    *,
+    exploration_weight: float = 1.0,
+    surrogate: str = "reinforce",
+    **others: Any,
 ) -> MetaAlgorithm:
     """MAML, and the score of every action before adaptation times the return after it (eq. 7).
 
-    With `surrogate="dice"` or "loaded-dice" the two terms are the whole gradient of the return after
-    adaptation. Every inner step's episodes get credit, under the policy that sampled them as a function of
-    the initial parameters, so it is right for several steps. The credit of a task is its return less the
-    mean of the others', a baseline that leaves it unbiased; in a batch of one task there is none. It is in
-    the units of the outer surrogate: per step, and divided by what advantages are normalised by. Over
-    several epochs it is clipped as in PPO.
+    With `surrogate="reinforce"`, whose second derivative is of the log-probabilities alone, the two terms are
+    the whole gradient of the return after learning from N episodes, for every N. The other surrogates have
+    some of the samples' dependence on the parameters in their Hessian, which then counts twice. Every inner
+    step's episodes get credit, under the policy that sampled them as a function of the initial parameters, so
+    it is right for several steps. The credit of a task is its return less the mean of the others', a baseline
+    that leaves it unbiased; in a batch of one task there is none. It is in the units of the outer surrogate:
+    per step, and divided by what advantages are normalised by; it is not discounted. Over several epochs it
+    is clipped as in PPO. Its variance does not fall with the number of episodes, and is large for long ones.
 
     Args:
       exploration_weight: weight of that term; 1 is unbiased, less trades bias for variance, 0 is `maml`.
+      surrogate: objective of the inner step, a name in `estimators.surrogates.SURROGATES`.
 
     Raises:
       ValueError: an argument is out of its range.
     """
     if exploration_weight < 0:
         raise ValueError(f"exploration_weight must not be negative, got {exploration_weight}")
-    parts = outer.assemble(family, policy, **others)
+    parts = outer.assemble(family, policy, surrogate=surrogate, **others)
 
     def prepare(params: Params, collected: outer.Collected) -> PyTree:
         del params
@@ -44,8 +52,8 @@ def e_maml(
         returns = mean_return(post)  # [B]
         others = (returns.sum() - returns) / jnp.maximum(len(returns) - 1, 1)
         raw, used = (_spread(x, post.mask) for x in (post.target - post.value, post.advantage))
-        num_episodes, horizon = post.mask.shape[1:]
-        credit = num_episodes * (returns - others) / horizon  # surrogates average over episodes: here a sum
+        # Surrogates average over episodes and steps: here both are summed, of the return per step.
+        credit = post.mask.shape[1] * (returns - others)
         return collected, jnp.where(raw > 0, used / jnp.maximum(raw, 1e-12), 1.0) * credit
 
     def loss(params: Params, prepared: PyTree) -> Array:

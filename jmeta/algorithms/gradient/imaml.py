@@ -7,14 +7,16 @@ from typing import Any
 
 import jax
 import optax
-from jax.scipy.sparse.linalg import cg
+from jax.flatten_util import ravel_pytree
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.types import Array, MetaAlgorithm, Params, Policy, TaskFamily
+from jmeta.inner.loop import Learner
+from jmeta.optimizers.conjugate_gradient import conjugate_gradient
+from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
 
 
-@hyperparameters_of(outer.assemble, without=("first_order", "differentiation"))
+@hyperparameters_of(outer.assemble, without=("first_order", "differentiation", "outer_epochs"))
 def imaml(
     family: TaskFamily,
     policy: Policy,
@@ -34,9 +36,9 @@ def imaml(
     With TRPO as the outer optimiser the divergence is differentiated through the steps.
 
     Args:
-      proximal_weight: λ; it must exceed the inner loss's greatest negative curvature. None takes the inverse
+      proximal_weight: λ; should exceed the inner loss's greatest negative curvature. None takes the inverse
         of `inner_learning_rate`, for which plain steps are the iteration φ <- θ - gradient(φ) / λ.
-      cg_iterations: of conjugate gradient.
+      cg_iterations: of conjugate gradient, which stops early where I + H/λ is not positive.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -59,15 +61,23 @@ def imaml(
 
     def gradient(params: Params, data: outer.Collected) -> tuple[Array, Params]:
         del params  # the gradient depends on where adaptation ended alone
-
-        def product(vector: Params) -> Params:
-            hessian = jax.jvp(lambda p: parts.learner.gradient(p, data.post), (data.adapted,), (vector,))[1]
-            return jax.tree.map(lambda v, h: v + h / proximal_weight, vector, hessian)
-
-        loss, outer_gradient = jax.value_and_grad(parts.learner.loss)(data.adapted, data.post)
-        return loss, cg(product, outer_gradient, maxiter=cg_iterations)[0]
+        return implicit_gradient(parts.learner, data.adapted, data.post, proximal_weight, cg_iterations)
 
     return outer.algorithm(parts, gradient=gradient)
+
+
+def implicit_gradient(
+    learner: Learner, adapted: Params, batch: PyTree, proximal_weight: float, cg_iterations: int
+) -> tuple[Array, Params]:
+    """The outer loss [] and its implicit meta-gradient (I + H/λ)^-1 grad, both on a batch of `adapted`."""
+    loss, outer_gradient = jax.value_and_grad(learner.loss)(adapted, batch)
+    right_side, unravel = ravel_pytree(outer_gradient)
+
+    def product(vector: Array) -> Array:
+        hessian = jax.jvp(lambda p: learner.gradient(p, batch), (adapted,), (unravel(vector),))[1]
+        return vector + ravel_pytree(hessian)[0] / proximal_weight
+
+    return loss, unravel(conjugate_gradient(product, right_side, cg_iterations)[0])
 
 
 def _toward_start(weight: float) -> optax.GradientTransformation:

@@ -13,8 +13,9 @@ from jmeta.types import MetaAlgorithm, Policy, TaskFamily
 def maml(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
     """Meta-learns the parameters from which a few steps of adaptation solve a task.
 
-    The meta-gradient goes through every inner step (second order; `first_order` is FOMAML, section 5.2) but
-    not through the dependence of the pre-adaptation samples on the parameters (that term is `e_maml`'s).
+    The meta-gradient goes through every inner step (second order; `first_order` is FOMAML, section 5.2). That
+    the pre-adaptation samples depend on the parameters too is in the Hessian of the surrogates "dice" and
+    "loaded-dice", for many episodes, and not in the others' (the term for any number is `e_maml`'s).
     Which terms of the Hessian survive depends on `surrogate`. The paper's outer update is TRPO on one batch:
     `optimizer=trpo()`; with Adam, `outer_epochs > 1` and `outer_surrogate="ppo-clip"` repeat updates on the
     same batch. The meta-gradient is of equation 1 (supervised) and algorithm 3 (policy gradients).

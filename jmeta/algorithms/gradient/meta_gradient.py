@@ -25,7 +25,7 @@ class Hyperparameters(NamedTuple):
     step_size: Array  # positive
 
 
-@hyperparameters_of(outer.assemble, without=("inner", "surrogate", "inner_optimizer"))
+@hyperparameters_of(outer.assemble, without=("inner", "surrogate", "inner_optimizer", "first_order"))
 def meta_gradient(
     family: TaskFamily,
     policy: Policy,
