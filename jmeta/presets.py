@@ -64,7 +64,8 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "training": {"iterations": 30_000, "num_tasks": 24, "log_every": 500, "checkpoint_every": 5000},
     },
 }
-_NEED_A_NETWORK = ("anil", "cavia", "imaml")  # they adapt a part of one, or take a symmetric Hessian
+# They adapt a part of a network, take a symmetric Hessian, or learn more than the table.
+_NEED_A_NETWORK = ("anil", "cavia", "imaml", "meta-sgd")
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "e-maml": {"algorithm": {"exploration_weight": 0.01}},  # 1, unbiased, drowns in noise on 100 steps
     "cavia": {"policy": {"context_size": 8}},
