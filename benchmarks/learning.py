@@ -51,7 +51,7 @@ class Flags:
     """Training runs of each algorithm."""
     tasks: int = 100
     """Fresh tasks that each run is evaluated on."""
-    steps: int = 3
+    steps: int = 5
     """Adaptation steps in evaluation."""
     iterations: int | None = None
     """Meta-iterations; None takes the preset's."""
@@ -65,6 +65,7 @@ class Row:
 
     name: str
     iterations: int
+    env_steps: float  # of one training run
     returns: list[list[list[float]]]  # [seeds, tasks, steps + 1]
     mean: list[float]  # [steps + 1]
     low: list[float]
@@ -105,12 +106,18 @@ def measure(name: str, flags: Flags) -> Row:
     training = config.training
     if flags.iterations is not None:
         training = dataclasses.replace(training, iterations=flags.iterations)
-    started, returns = time.perf_counter(), []
+    started, returns, env_steps = time.perf_counter(), [], 0.0
+
+    def count(progress: jmeta.training.Progress) -> None:
+        nonlocal env_steps
+        env_steps = progress.iteration * progress.metrics["env_steps"]
+
     for seed in range(flags.seeds):
         if algorithm_name == "scratch":  # nothing is learned
             state = algorithm.init(jax.random.key(seed))
         else:
-            state = jmeta.train(algorithm, family, **{**dataclasses.asdict(training), "seed": seed})
+            settings = dataclasses.asdict(training) | {"seed": seed}
+            state = jmeta.train(algorithm, family, **settings, callback=count)
         with jax.set_mesh(parallel.task_mesh()):
             key = jax.random.key(10_000 + seed)  # no task of any training run
             result = jmeta.evaluate(
@@ -122,6 +129,7 @@ def measure(name: str, flags: Flags) -> Row:
     return Row(
         name,
         training.iterations,
+        env_steps,
         np.round(returns, 3).tolist(),
         mean.tolist(),
         low.tolist(),
@@ -152,11 +160,18 @@ def main() -> None:
             common.write_json(flags.json, record)
     except ValueError as error:
         common.fail(str(error))
-    header = ["algorithm", "iterations", *(f"after {k}" for k in range(flags.steps + 1)), "minutes"]
+    header = [
+        "algorithm",
+        "iterations",
+        "million steps",
+        *(f"after {k}" for k in range(flags.steps + 1)),
+        "minutes",
+    ]
     cells = [
         [
             row.name,
-            str(row.iterations),
+            str(row.iterations if row.env_steps else 0),
+            f"{row.env_steps / 1e6:.1f}",
             *(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, lo, hi in zip(row.mean, row.low, row.high, strict=True)),
             f"{row.seconds / 60:.1f}",
         ]

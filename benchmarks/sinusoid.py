@@ -9,8 +9,6 @@ For comparison, after one step on 10 points unless said otherwise:
   iterations of 4 tasks, tested on 100.
 - 5 points: MAML 0.72, first order 0.81, Meta-SGD 0.46: the README of
   github.com/Zigolox/Meta-Learning-OptML-Project.
-- MAML 0.77 and Meta-SGD 0.53: table 1 of Li et al., 2017 (Meta-SGD), from memory and not looked up; their
-  sines vary in frequency too.
 
 Finn et al. show curves alone, after 70,000 iterations of 25 tasks; here the preset says how many.
 """

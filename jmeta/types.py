@@ -124,6 +124,7 @@ class Policy(NamedTuple):
     # params, obs [..., D], mask [...] -> params with updated observation statistics, where it keeps any.
     observe: Callable[[Params, Array, Array], Params] = _observe_nothing
     has_critic: bool = False  # whether `PolicyOutput.value` estimates anything
+    differentiable: bool = True  # whether probabilities of actions have derivatives by the parameters
     # name -> (params -> bools like params, True in that part): what methods that adapt a part may ask for.
     parts: Mapping[str, Callable[[Params], PyTree]] = types.MappingProxyType({})
 

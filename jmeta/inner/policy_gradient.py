@@ -74,6 +74,10 @@ def estimator(
             raise ValueError(f"{name} must be in [0, 1], got {value}")
     if baseline not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
+    if not policy.differentiable:
+        raise ValueError(
+            "policy gradients need a policy whose probabilities have derivatives, got one without (tabular?)"
+        )
     if baseline == "value" and not policy.has_critic:
         raise ValueError(
             "baseline 'value' needs a policy with a critic: mlp(..., critic=True), got one without"
@@ -94,9 +98,6 @@ def estimator(
         )
 
     def loss(surrogate: str) -> Loss:
-        if surrogate not in SURROGATES:
-            raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}, got {surrogate!r}")
-
         def loss_fn(output: PolicyOutput, batch: PolicyGradientBatch) -> Array:
             log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, batch.action)
             objective = SURROGATES[surrogate](log_prob, batch, discount=discount, gae_lambda=gae_lambda)
@@ -168,6 +169,9 @@ def learner(
     Raises:
       ValueError: a value is out of its range.
     """
+    for name, value in (("surrogate", surrogate), ("outer_surrogate", outer_surrogate)):
+        if value not in SURROGATES:
+            raise ValueError(f"{name} must be one of {', '.join(SURROGATES)}, got {value!r}")
     source = estimator(family, policy, **others)
     loss, outer_loss = source.loss(surrogate), source.loss(outer_surrogate)
 

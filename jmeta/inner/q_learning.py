@@ -49,9 +49,9 @@ def learner(
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
     if not 0.0 <= discount <= 1.0:
         raise ValueError(f"discount must be in [0, 1], got {discount}")
-    shapes = jax.tree.leaves(jax.eval_shape(policy.init, jax.random.key(0)))
-    if [len(x.shape) for x in shapes] != [2] or shapes[0].shape[0] != family.env.spec.obs_size:
-        raise ValueError("inner 'q-learning' needs a policy with one matrix of weights, such as tabular")
+    weights = jax.eval_shape(policy.init, jax.random.key(0))
+    if not isinstance(weights, jax.ShapeDtypeStruct) or len(weights.shape) != 2:
+        raise ValueError("inner 'q-learning' needs a policy whose parameters are a matrix, such as tabular")
 
     def collect(adapted: Adapted, task: Task, key: Key) -> Transitions:
         rollout = rollouts.batch(family.env, policy, adapted, task, key, num_episodes)

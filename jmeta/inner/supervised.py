@@ -8,7 +8,7 @@ import jax
 
 from jmeta import rollouts
 from jmeta.inner.loop import Learner, mean_return
-from jmeta.types import Adapted, Array, Key, Params, Policy, PolicyInput, Task, TaskFamily
+from jmeta.types import Adapted, Array, Continuous, Key, Params, Policy, PolicyInput, Task, TaskFamily
 
 
 class SupervisedBatch(NamedTuple):
@@ -35,11 +35,13 @@ def learner(family: TaskFamily, policy: Policy, *, num_episodes: int, **others: 
       **others: unused: nothing is discounted or estimated.
 
     Raises:
-      ValueError: a value is out of its range.
+      ValueError: a value is out of its range, or actions are discrete.
     """
     del others
     if num_episodes < 1:
         raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+    if not isinstance(family.env.spec.action, Continuous):
+        raise ValueError("inner 'supervised' needs continuous actions: discrete ones have no derivative")
 
     def sample(params: Params, task: Task, key: Key) -> SupervisedBatch:
         adapted = Adapted(params, policy.initial_carry())

@@ -56,7 +56,7 @@ def mlp(
       critic: whether to estimate values, by a second perceptron of the same sizes; else they are 0.
       normalize_observations: whether to keep and use observation statistics, `policies.normalized`.
       context_size: length of a vector of parameters, initially 0, that is an input beside the observation:
-        for methods that adapt it alone.
+        for methods that adapt it alone. The critic reads it too, and does not move it.
 
     Returns:
       The policy; its carry is empty and its params are a dict of "policy", "log_std" (continuous actions
@@ -98,16 +98,17 @@ def mlp(
 
     def apply(params: Params, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
         """One step, or a leading [T] of them: nothing here depends on time."""
-        obs = inputs.obs
+        obs = seen = inputs.obs
         if context_size:
             context = jnp.broadcast_to(params["context"], (*obs.shape[:-1], context_size))
-            obs = jnp.concatenate([obs, context], axis=-1)
+            obs = jnp.concatenate([inputs.obs, context], axis=-1)
+            seen = jnp.concatenate([inputs.obs, jax.lax.stop_gradient(context)], axis=-1)
         output: PyTree = _apply_layers(params["policy"], obs, nonlinearity)
         if continuous:
             log_std = jnp.maximum(params["log_std"], min_log_std)
             output = distributions.NormalParams(output, jnp.broadcast_to(log_std, output.shape))
         if critic:
-            value = _apply_layers(params["critic"], obs, nonlinearity)[..., 0]
+            value = _apply_layers(params["critic"], seen, nonlinearity)[..., 0]
         else:
             value = jnp.zeros(obs.shape[:-1], obs.dtype)
         return carry, PolicyOutput(output, value)

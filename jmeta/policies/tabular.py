@@ -17,7 +17,8 @@ def tabular(spec: EnvSpec, *, epsilon: float = 0.1, init_value: float = 0.0) -> 
       init_value: initial weights. For one-hot observations these are the values; optimistic ones explore.
 
     Returns:
-      The policy. Its params are weights [D, A], its value is the greatest Q-value.
+      The policy. Its params are weights [D, A], its value is the greatest Q-value. Its probabilities are
+      piecewise constant, so it cannot learn by policy gradients.
 
     Raises:
       ValueError: the actions are continuous, or `epsilon` is out of its range.
@@ -40,4 +41,12 @@ def tabular(spec: EnvSpec, *, epsilon: float = 0.1, init_value: float = 0.0) -> 
         greedy /= greedy.sum(-1, keepdims=True)
         return carry, PolicyOutput(jnp.log((1 - epsilon) * greedy + epsilon / num_actions), best)
 
-    return Policy(init, lambda: (), apply, apply, distributions.Categorical, has_critic=True)
+    return Policy(
+        init,
+        initial_carry=lambda: (),
+        step=apply,
+        unroll=apply,
+        distribution=distributions.Categorical,
+        has_critic=True,
+        differentiable=False,
+    )

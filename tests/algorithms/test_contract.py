@@ -42,8 +42,9 @@ def test_the_factory_takes_a_family_and_a_policy_and_the_rest_by_keyword(name):
 
 
 def test_the_docstring_says_what_it_is(name):
-    doc = inspect.getdoc(algorithms.REGISTRY[name])
-    assert doc and re.search(r"Args|arXiv|et al\.", doc), doc
+    factory = algorithms.REGISTRY[name]
+    doc = f"{inspect.getmodule(factory).__doc__} {inspect.getdoc(factory)}"
+    assert re.search(r"arXiv|et al\.", doc), doc
 
 
 def test_metrics_are_finite_and_complete(trained):

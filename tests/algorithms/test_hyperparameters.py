@@ -4,10 +4,12 @@ import inspect
 import re
 import typing
 
+import jax
+import numpy as np
 import optax
 import pytest
 
-from jmeta import algorithms, policies
+from jmeta import algorithms, optimizers, parallel, policies, tasks
 from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.types import MetaAlgorithm
 from tests import oracle, small
@@ -172,7 +174,7 @@ def test_bad_values_of_shared_arguments_are_named(name):
         ("e-maml", "exploration_weight", -0.1, "exploration_weight must not be negative, got -0.1"),
         ("es-maml", "num_perturbations", 0, "num_perturbations must be at least 1, got 0"),
         ("es-maml", "perturbation_std", 0.0, "perturbation_std must be positive, got 0.0"),
-        ("imaml", "proximal_weight", 0.0, "proximal_weight must be positive, got 0.0"),
+        ("imaml", "proximal_weight", 0.0, "proximal_weight must be positive or None, got 0.0"),
         ("imaml", "cg_iterations", 0, "cg_iterations must be at least 1, got 0"),
         ("promp", "kl_penalty", -1.0, "kl_penalty must not be negative, got -1.0"),
         ("meta-gradient", "entropy_weight", 0.0, "entropy_weight must be positive, got 0.0"),
@@ -180,13 +182,67 @@ def test_bad_values_of_shared_arguments_are_named(name):
         ("meta-gradient", "discount", 1.0, "discount must be above 0 and below 1, got 1.0"),
         ("meta-gradient", "discount", 0.0, "discount must be above 0 and below 1, got 0.0"),
         ("meta-gradient", "gae_lambda", 1.0, "gae_lambda must be above 0 and below 1, got 1.0"),
+        ("meta-gradient", "baseline", "value", "baseline must be linear or none, got 'value'"),
+        ("es-maml", "baseline", "value", "baseline must be linear or none, got 'value'"),
+        ("es-maml", "optimizer", optimizers.trpo(), "es-maml must do with gradients alone"),
+        ("meta-sgd", "inner", "q-learning", "inner of meta-sgd must not be 'q-learning'"),
+        ("maml", "inner", "dreaming", "inner must be one of .*, got 'dreaming'"),
     ],
 )
 def test_bad_values_of_own_arguments_are_named(name, argument, value, message):
     with pytest.raises(ValueError, match=message):
         algorithms.REGISTRY[name](
-            small.family(), small.policy(), optimizer=optax.sgd(1.0), **{argument: value}
+            small.family(), small.policy(), **{"optimizer": optax.sgd(1.0), argument: value}
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "inner", "message"),
+    [
+        ("maml", "policy-gradient", "probabilities have derivatives"),
+        ("maml", "supervised", "'supervised' needs continuous actions"),
+        ("imaml", "q-learning", "inner must not be 'q-learning'"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused(name, inner, message):
+    family = tasks.random_mdp()
+    policy = policies.tabular(family.env.spec)
+    with pytest.raises(ValueError, match=message):
+        algorithms.REGISTRY[name](family, policy, optimizer=optax.sgd(1.0), inner=inner)
+
+
+@pytest.mark.parametrize("name", sorted({*algorithms.REGISTRY} - {"es-maml", "scratch"}))
+def test_the_outer_optimiser_may_be_trpo(name):
+    algorithm = algorithms.REGISTRY[name](
+        small.family(), small.policy(), optimizer=optimizers.trpo(), num_episodes=3
+    )
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    new, _ = jax.eval_shape(algorithm.update, state, small.sample_tasks(jax.random.key(1)), jax.random.key(2))
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    ("family", "policy", "inner"),
+    [(tasks.random_mdp, "tabular", "q-learning"), (tasks.sinusoid, "mlp", "supervised")],
+)
+def test_other_learners_run_on_several_devices_a_task_at_a_time(family, policy, inner):
+    family = family()
+    algorithm = algorithms.maml(
+        family,
+        policies.REGISTRY[policy](family.env.spec),
+        optimizer=optimizers.adam(learning_rate=0.01),
+        inner=inner,
+        num_episodes=2,
+        tasks_per_block=1,
+    )
+    batch = jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 4))
+    found = {}
+    for devices in (1, 2):
+        with jax.set_mesh(parallel.task_mesh(jax.devices()[:devices])):
+            state = algorithm.init(jax.random.key(1))
+            found[devices], metrics = jax.jit(algorithm.update)(state, batch, jax.random.key(2))
+        assert np.isfinite(metrics["loss"])
+    small.assert_trees_close(jax.device_get(found[1].params), jax.device_get(found[2].params), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", algorithms.REGISTRY)
@@ -194,5 +250,5 @@ def test_a_value_baseline_needs_a_critic_whatever_the_algorithm(name):
     factory = algorithms.REGISTRY[name]
     optimizer = {"optimizer": optax.sgd(1.0)} if name != "scratch" else {}
     policy = policies.mlp(oracle.family().env.spec, hidden=(4,), context_size=2)
-    with pytest.raises(ValueError, match="'value' needs a policy with a critic"):
+    with pytest.raises(ValueError, match="'value' needs a policy with a critic|linear or none, got 'value'"):
         factory(oracle.family(), policy, baseline="value", **optimizer)

@@ -18,7 +18,7 @@ def test_signatures_are_those_of_maml():
         name: inspect.signature(factory).parameters for name, factory in algorithms.REGISTRY.items()
     }
     maml = parameters["maml"]
-    meaningless = {"optimizer", "first_order", "outer_surrogate", "outer_epochs"}
+    meaningless = {"optimizer", "first_order", "differentiation", "outer_surrogate", "outer_epochs"}
     assert list(parameters["pretrain"]) == list(maml)
     assert list(parameters["scratch"]) == [name for name in maml if name not in meaningless]
     for name in ("pretrain", "scratch"):

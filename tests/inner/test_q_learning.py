@@ -280,5 +280,5 @@ def test_bad_arguments_are_named(options, message):
 def test_another_policy_is_refused():
     env = chain(terminal=False)
     family = TaskFamily("test", env, lambda key: (), lambda key: ())
-    with pytest.raises(ValueError, match="'q-learning' needs a policy with one matrix"):
+    with pytest.raises(ValueError, match="'q-learning' needs a policy whose parameters are a matrix"):
         q_learning.learner(family, policies.mlp(env.spec), num_episodes=1, discount=0.9)

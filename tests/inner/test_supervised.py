@@ -227,3 +227,9 @@ def test_meta_learning_fits_sines(method):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="num_episodes must be at least 1, got 0"):
         supervised.learner(plane(), linear(), num_episodes=0)
+
+
+def test_discrete_actions_are_refused():
+    family = tasks.random_mdp()
+    with pytest.raises(ValueError, match="'supervised' needs continuous actions"):
+        supervised.learner(family, policies.mlp(family.env.spec), num_episodes=1)

@@ -39,6 +39,8 @@ def es_maml(
       num_perturbations: pairs for each task.
       perturbation_std: σ.
       num_episodes: N, as in `maml`: before each inner step of one perturbation, and after the last.
+      discount: of the inner objective, in [0, 1]; the outer one is the undiscounted return.
+      baseline: of inner steps, "linear" or "none": nothing here would train a critic.
 
     Raises:
       ValueError: an argument is out of its range, or the policy keeps observation statistics.
@@ -47,9 +49,16 @@ def es_maml(
         raise ValueError(f"num_perturbations must be at least 1, got {num_perturbations}")
     if perturbation_std <= 0:
         raise ValueError(f"perturbation_std must be positive, got {perturbation_std}")
+    if others["baseline"] == "value":
+        raise ValueError("baseline must be linear or none, got 'value': es-maml trains no critic")
     if "statistics" in policy.parts:
         raise ValueError("es-maml perturbs every parameter: it cannot be used with normalize_observations")
     parts = outer.assemble(family, policy, num_episodes=num_episodes, **others)
+    try:
+        like = jax.eval_shape(policy.init, jax.random.key(0))
+        jax.eval_shape(lambda p: parts.optimizer.update(p, parts.optimizer.init(p), p), like)
+    except ValueError as error:
+        raise ValueError("optimizer of es-maml must do with gradients alone, and trpo does not") from error
 
     def one_pair(params: Params, task: Task, key: Key) -> tuple[Params, Metrics]:
         key_noise, key_run = jax.random.split(key)

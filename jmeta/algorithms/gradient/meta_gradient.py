@@ -52,6 +52,7 @@ def meta_gradient(
       inner_learning_rate: initial step size, positive.
       discount: of the outer objective, and initially of the inner one, in (0, 1).
       gae_lambda: likewise.
+      baseline: "linear" (refitted for every task and step) or "none".
 
     Raises:
       ValueError: an argument is out of its range.
@@ -62,6 +63,8 @@ def meta_gradient(
     for name, value in (("entropy_weight", entropy_weight), ("inner_learning_rate", inner_learning_rate)):
         if value <= 0.0:
             raise ValueError(f"{name} must be positive, got {value}")
+    if baseline == "value":
+        raise ValueError("baseline must be linear or none, got 'value': a critic has one discount of its own")
     estimation: dict[str, Any] = {
         "num_episodes": num_episodes,
         "baseline": baseline,

@@ -27,7 +27,8 @@ def meta_sgd(
     """MAML that learns, beside the initial parameters, the step size of each: θ' = θ - α ∘ gradient (eq. 2).
 
     Step sizes may change their sign: a learned direction. They start at `inner_learning_rate`, where the
-    paper draws them at random. Metrics beside `maml`'s: `step_size`, their mean.
+    paper draws them at random. An outer optimiser that decays weights would decay them too. Metrics beside
+    `maml`'s: `step_size`, their mean.
 
     Args:
       per_step: a set of step sizes for every inner step, as in MAML++ (Antoniou et al., 2019, arXiv
@@ -36,6 +37,8 @@ def meta_sgd(
     Raises:
       ValueError: an argument is out of its range.
     """
+    if others["inner"] == "q-learning":
+        raise ValueError("inner of meta-sgd must not be 'q-learning': its parameters are more than a table")
     num_sets = max(num_inner_steps, 1)
 
     def step_sizes(params: Params) -> PyTree:

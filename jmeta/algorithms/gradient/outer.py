@@ -82,7 +82,8 @@ def assemble(
       family: the tasks.
       policy: the policy, whose initial parameters are learned.
       optimizer: of the outer update; one that needs them gets `value_and_kl_fn` and `kl_hvp_fn`. TRPO wants
-        the linear baseline: a critic has no curvature in the divergence, and would take up the whole step.
+        the linear baseline (a critic has no curvature in the divergence, and would take up the whole step)
+        and one epoch (its bound is from the policies that sampled).
       inner: what is learned from, a name in `jmeta.inner.REGISTRY`. Surrogates, `gae_lambda`, `baseline` and
         `normalize_advantages` are for "policy-gradient" alone; "supervised" does not discount.
       num_inner_steps: K, adaptation steps in training, fresh episodes for each.

@@ -27,7 +27,8 @@ def promp(
 
     Inner steps ascend the likelihood ratio, whose second derivative at the sampling policy is the paper's
     low-variance curvature (eq. 10). The penalty is the divergence from the old to the new policy, averaged
-    over the steps of the batches: the paper's before each inner step, here of the adapted policy too.
+    over the steps of the batches: the paper's before each inner step, here of the adapted policy too. The
+    ratio is clipped at 0.2, in the paper's experiments at 0.3.
 
     Args:
       kl_penalty: weight of the divergence.

@@ -20,8 +20,9 @@ def reptile(
     """Adapts by K steps and moves the initial parameters toward the mean of the adapted ones.
 
     What the outer optimiser descends is the mean over the tasks of (initial - adapted): with
-    `sgd(learning_rate=e)` that is the paper's step of size e (algorithm 2; Adam is its section 6 alike).
-    No derivative goes through the inner steps, and with one step this is joint training. The episodes after
+    `sgd(learning_rate=e)` that is the paper's step of size e (algorithm 2); Adam may take the difference for
+    a gradient, as the paper says. It is no derivative through the inner steps; with one step this is joint
+    training. The episodes after
     adaptation are for the metrics alone; `outer_surrogate` gives `loss`.
 
     Args:
