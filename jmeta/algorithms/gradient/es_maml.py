@@ -74,7 +74,9 @@ def es_maml(
         return jax.tree.map(lambda e: -slope * e, noise), jax.tree.map(lambda a, b: (a + b) / 2, high, low)
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
-        num_pairs = num_perturbations * jax.tree.leaves(tasks)[0].shape[0]
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        parallel.check_divisible(num_tasks, parallel.num_devices())
+        num_pairs = num_perturbations * num_tasks
         repeated: PyTree = jax.tree.map(lambda x: jnp.repeat(x, num_perturbations, axis=0), tasks)
         keys = parallel.task_keys(key, num_pairs)
         gradients, metrics = parallel.mean_over_tasks(
