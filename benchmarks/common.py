@@ -60,6 +60,21 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *(line(row) for row in rows)])
 
 
+def pyplot() -> Any:
+    """Matplotlib's `pyplot`, drawing to files; ends with one line where it is not installed.
+
+    Benchmarks that draw call it first, so that nothing is measured in vain.
+    """
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        fail("plots need matplotlib: pip install '.[benchmarks]'")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def write_json(path: pathlib.Path | None, record: Any) -> None:
     """Writes a record (dataclasses allowed) where the user asked for it."""
     if path is not None:

@@ -366,10 +366,7 @@ def print_verdicts(
 
 def draw(results: Sequence[Result], path: pathlib.Path) -> None:
     """Bias and variance against N, a column for each K."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = common.pyplot()
 
     steps = list(dict.fromkeys(result.inner_steps for result in results))
     figure, axes = plt.subplots(
@@ -415,6 +412,7 @@ def draw(results: Sequence[Result], path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
+    common.pyplot()
     import jax
 
     from jmeta import runtime

@@ -149,10 +149,8 @@ def draw(rows: list[Row], params: Any, path: pathlib.Path) -> None:
     """Fits of MAML to a few sines, and the error over steps of every method."""
     import jax
     import jax.numpy as jnp
-    import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = common.pyplot()
 
     from jmeta.runs.config import build
     from jmeta.types import PolicyInput
@@ -193,6 +191,7 @@ def draw(rows: list[Row], params: Any, path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
+    common.pyplot()
     from jmeta import runtime
 
     runtime.configure()

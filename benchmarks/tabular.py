@@ -225,10 +225,7 @@ def table(result: Result) -> str:
 
 def draw(results: list[Result], path: pathlib.Path) -> None:
     """Learning curves, the intervals of their episodes (both as means over ten), and the optimum."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = common.pyplot()
 
     figure, axes = pyplot.subplots(1, len(results), figsize=(5 * len(results), 4), squeeze=False)
     episodes = np.arange(WINDOW, EPISODES + 1)
@@ -248,6 +245,7 @@ def draw(results: list[Result], path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
+    common.pyplot()
     from jmeta import runtime
 
     runtime.configure()
