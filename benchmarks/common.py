@@ -79,4 +79,6 @@ def write_json(path: pathlib.Path | None, record: Any) -> None:
     """Writes a record (dataclasses allowed) where the user asked for it."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, default=dataclasses.asdict) + "\n")
+        text = json.dumps(record, default=dataclasses.asdict)
+        finite = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity
+        path.write_text(json.dumps(finite) + "\n")

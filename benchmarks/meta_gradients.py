@@ -13,7 +13,7 @@ F_N, exactly. Without that term `reinforce` lacks what the samples' dependence o
 `ratio` and low-variance curvature have a part of it in their Hessian, DiCE all of it: with the term it counts
 twice. Evolution strategies estimate the gradient of F_N smoothed by their perturbations. Implicit gradients
 are of another adaptation, to the optimum of J(phi) - |phi - theta|^2 / 2a; from ten episodes the system to be
-solved is now and then close to singular, and the mean estimate then means nothing.
+solved is now and then indefinite, and its solution stops early.
 
 Without a baseline DiCE and Loaded DiCE are equal sample by sample, and so are the ratio and low-variance
 curvature: their rows differ by random numbers alone.

@@ -250,7 +250,9 @@ def main() -> None:
 
     runtime.configure()
     results = [measure(name, arguments, flags) for name, arguments in FAMILIES.items()]
-    settings = {name: str(value) for name, value in dataclasses.asdict(flags).items() if name != "json"}
+    settings = {
+        name: str(value) for name, value in dataclasses.asdict(flags).items() if name not in ("json", "plot")
+    }
     common.write_json(flags.json, {"flags": settings, "machine": common.machine(), "results": results})
     draw(results, flags.plot)
     print(f"Return of an episode, mean [95 % interval] over {flags.tasks} fresh processes")
