@@ -75,6 +75,12 @@ def pyplot() -> Any:
     return pyplot
 
 
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Writes a figure where the user asked for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def write_json(path: pathlib.Path | None, record: Any) -> None:
     """Writes a record (dataclasses allowed) where the user asked for it."""
     if path is not None:

@@ -184,8 +184,7 @@ def draw(rows: list[Row], params: Any, path: pathlib.Path) -> None:
     axes[-1].set_ylim(0.01, 10)  # steps of a size learned for one step diverge
     axes[-1].legend(fontsize="small")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    common.save_figure(figure, path)
 
 
 def main() -> None:

@@ -238,8 +238,7 @@ def draw(results: list[Result], path: pathlib.Path) -> None:
         axis.set(title=result.name, xlabel="episode", ylabel="return, mean over ten episodes")
     axes[0][0].legend(loc="lower right", fontsize="small")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    common.save_figure(figure, path)
 
 
 def main() -> None:

@@ -22,8 +22,7 @@ def reptile(
     What the outer optimiser descends is the mean over the tasks of (initial - adapted): with
     `sgd(learning_rate=e)` that is the paper's step of size e (algorithm 2); Adam may take the difference for
     a gradient, as the paper says. It is no derivative through the inner steps; with one step this is joint
-    training. The episodes after
-    adaptation are for the metrics alone; `outer_surrogate` gives `loss`.
+    training. The episodes after adaptation are for the metrics alone; `outer_surrogate` gives `loss`.
 
     Args:
       serial: update after every task (algorithm 1), on several devices after as many tasks as there are
