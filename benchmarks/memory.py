@@ -80,7 +80,8 @@ def meta_gradient(mode: str, flags: Flags) -> tuple[Callable[..., Any], Any]:
         adapted = parts.inner.replay(params, data.pre)
         return imaml.implicit_gradient(parts.learner, adapted, data.post, 10.0, 5)
 
-    return (implicit if mode == "implicit" else jax.value_and_grad(outer.meta_loss(parts))), policy
+    plain = jax.value_and_grad(outer.meta_loss(parts), has_aux=True)
+    return (implicit if mode == "implicit" else plain), policy
 
 
 def stored(policy: Any, num_steps: int, flags: Flags) -> Any:

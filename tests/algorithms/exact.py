@@ -87,18 +87,20 @@ def update(algorithm, params=None, *, num_tasks=1, seed=1):
 
 
 def collect(made, params, *, seed=2):
-    """Data of one task, as `loss` gets it."""
+    """Data of one task, and what else `loss` needs."""
     task = oracle.family().sample(jax.random.key(0))
     collected = jax.jit(lambda params, key: outer.collect(made.parts, params, task, key))(
         params, jax.random.key(seed)
     )
-    prepare = made.replaced.get("prepare") or (lambda params, collected: collected)
-    prepared = prepare(params, jax.tree.map(lambda x: x[None], collected))
-    return jax.tree.map(lambda x: x[0], prepared)
+    prepare = made.replaced.get("prepare") or (lambda params, collected: ())
+    extra = prepare(params, jax.tree.map(lambda x: x[None], collected))
+    return collected, jax.tree.map(lambda x: x[0], extra)
 
 
 def loss_of(made):
-    return made.replaced.get("loss") or outer.meta_loss(made.parts)
+    """(params, data, extra) -> [], through the inner steps."""
+    through = outer.meta_loss(made.parts, made.replaced.get("loss"))
+    return lambda *args: through(*args)[0]
 
 
 def differences(function, point, step=1e-5):
@@ -114,10 +116,10 @@ def differences(function, point, step=1e-5):
 def assert_gradient_is_that_of_the_loss(made, *, rtol=1e-5, atol=1e-8):
     """On stored episodes, away from the parameters that sampled them. Returns the gradient."""
     params = made.algorithm.init(jax.random.key(0)).params
-    data, loss = collect(made, params), loss_of(made)
+    (data, extra), loss = collect(made, params), loss_of(made)
     point, unravel = ravel_pytree(params)
     point += 0.05 * jnp.sin(1.0 + jnp.arange(point.size))  # logits all moved alike are the same policy
-    flat = jax.jit(lambda point: loss(unravel(point), data))
+    flat = jax.jit(lambda point: loss(unravel(point), data, extra))
     gradient = jax.jit(jax.grad(flat))(point)
     np.testing.assert_allclose(gradient, differences(flat, point), rtol=rtol, atol=atol)
     assert np.abs(gradient).max() > 1e-3

@@ -73,7 +73,7 @@ def test_after_few_steps_it_differs_from_the_derivative_of_the_steps(enumerated)
 def test_the_way_to_the_end_is_not_differentiated(float64):
     made = make(num_inner_steps=2, num_episodes=5)
     params = jnp.asarray(oracle.THETA)
-    data = exact.collect(made, params)
+    data, _ = exact.collect(made, params)
     loss, gradient = made.replaced["gradient"](params, data)
     assert np.isfinite(loss) and np.abs(gradient).max() > 1e-4
     nothing = data._replace(pre=None)
@@ -87,7 +87,7 @@ def test_a_strong_pull_gives_the_first_order_gradient(float64):
     params = jnp.asarray(oracle.THETA)
     for weight in (1e3, 1e6):
         made = exact.make(imaml, inner_learning_rate=1 / weight, proximal_weight=weight, num_episodes=5)
-        data = exact.collect(made, params)
+        data, _ = exact.collect(made, params)
         _, gradient = made.replaced["gradient"](params, data)
         plain = jax.grad(made.parts.learner.loss)(data.adapted, data.post)
         np.testing.assert_allclose(gradient, plain, atol=10 / weight)

@@ -85,7 +85,7 @@ def test_gradient_equals_finite_differences_of_the_surrogate(float64, num_steps,
 
 def test_episodes_after_adaptation_are_judged_by_the_initial_discount(float64):
     made = exact.make(meta_gradient, num_episodes=4, **OPTIONS)
-    data = exact.collect(made, at(RAW))
+    data, _ = exact.collect(made, at(RAW))
     for batch, decay in (
         (data.post, OUTER_DECAY),
         (jax.tree.map(lambda x: x[0], data.pre), np.prod(bounded(RAW)[:2])),

@@ -46,7 +46,7 @@ def test_the_penalty_is_the_mean_divergence_of_the_sampling_policies(enumerated,
     free, held = (exact.make(promp, num_inner_steps=num_steps, kl_penalty=weight) for weight in (0.0, 0.7))
     theta = jnp.asarray(oracle.THETA)
     data, moved = exact.collect(held, theta), theta + jnp.array([[0.3, -0.1], [0.2, -0.4]])
-    penalty = exact.loss_of(held)(moved, data) - exact.loss_of(free)(moved, data)
+    penalty = exact.loss_of(held)(moved, *data) - exact.loss_of(free)(moved, *data)
     adapted, path = held.parts.inner.path(moved, data[0].pre)
     old = [oracle.adapted(oracle.THETA, exact.STEP_SIZE, k) for k in range(num_steps + 1)]
     new = np.array([*path, adapted])

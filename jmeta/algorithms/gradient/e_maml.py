@@ -54,12 +54,9 @@ def e_maml(
         raw, used = (_spread(x, post.mask) for x in (post.target - post.value, post.advantage))
         # Surrogates average over episodes and steps: here both are summed, of the return per step.
         credit = post.mask.shape[1] * (returns - others)
-        return collected, jnp.where(raw > 0, used / jnp.maximum(raw, 1e-12), 1.0) * credit
+        return jnp.where(raw > 0, used / jnp.maximum(raw, 1e-12), 1.0) * credit
 
-    def loss(params: Params, prepared: PyTree) -> Array:
-        data, credit = prepared
-        adapted, path = parts.inner.path(params, data.pre)
-
+    def loss(adapted: Params, path: Params, data: outer.Collected, credit: Array) -> Array:
         def explored(params: Params, batch: PyTree) -> Array:
             output = pg.unroll(policy, params, batch.inputs)
             log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, batch.action)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,10 @@ class Parts(NamedTuple):
     num_inner_steps: int
     outer_epochs: int
     block: int | None  # tasks side by side on a device
+
+
+# Adapted parameters, those before each inner step [K, ...], data, what `prepare` made of it -> loss [].
+Loss = Callable[[Params, Params, "Collected", PyTree], Array]
 
 
 class Collected(NamedTuple):
@@ -155,16 +159,30 @@ def collect(parts: Parts, params: Params, task: Task, key: Key) -> Collected:
     return Collected(info.data, post, adapted.params, distribution)
 
 
-def meta_loss(parts: Parts) -> Callable[[Params, Collected], Array]:
-    """MAML's loss of one task: that of the adapted policy, as a function of the meta-parameters."""
-    return lambda params, data: parts.learner.loss(parts.inner.replay(params, data.pre), data.post)
+def meta_loss(parts: Parts, loss: Loss | None = None) -> Callable[..., tuple[Array, Params]]:
+    """The loss of one task as a function of the meta-parameters, through the inner steps.
+
+    Args:
+      parts: what the method is made of.
+      loss: after adaptation; default that of the adapted policy (MAML's).
+
+    Returns:
+      (params, collected, extra) -> the loss [], and the adapted parameters.
+    """
+    loss = loss or (lambda adapted, path, collected, extra: parts.learner.loss(adapted, collected.post))
+
+    def through(params: Params, collected: Collected, extra: PyTree = ()) -> tuple[Array, Params]:
+        adapted, path = parts.inner.path(params, collected.pre)
+        return loss(adapted, path, collected, extra), adapted
+
+    return through
 
 
 def algorithm(
     parts: Parts,
     *,
-    loss: Callable[[Params, Any], Array] | None = None,
-    gradient: Callable[[Params, Any], tuple[Array, Params]] | None = None,
+    loss: Loss | None = None,
+    gradient: Callable[[Params, Collected], tuple[Array, Params]] | None = None,
     prepare: Callable[[Params, Collected], PyTree] | None = None,
     report: Callable[[Params], Metrics] = lambda params: {},
 ) -> MetaAlgorithm:
@@ -172,9 +190,10 @@ def algorithm(
 
     Args:
       parts: what it is made of.
-      loss: (params, data of one task) -> [] to minimise; default `meta_loss`.
-      gradient: (params, data of one task) -> loss and its gradient; default that of `loss`.
-      prepare: (params, collected [B, ...]) -> the data [B, ...] of `loss` and `gradient`; default as is.
+      loss: after adaptation, of one task; default MAML's.
+      gradient: (params, collected) of one task -> loss and its gradient; default that of `loss`, through the
+        inner steps.
+      prepare: (params, collected [B, ...]) -> what else `loss` needs [B, ...], once a batch; default nothing.
       report: params -> metrics of the new parameters.
 
     Returns:
@@ -182,14 +201,19 @@ def algorithm(
       policies, after the update), `skipped` (non-finite updates so far) and those of `report`.
     """
     policy, inner, optimizer = parts.policy, parts.inner, parts.optimizer
-    loss = loss or meta_loss(parts)
-    gradient = gradient or jax.value_and_grad(loss)
+    through = meta_loss(parts, loss)
 
-    def loss_and_kl(params: Params, data: PyTree, collected: Collected) -> tuple[Array, Array]:
-        """The loss, and KL(old adapted || new adapted) through the inner steps."""
-        _, post, _, old = collected
-        new = pg.unroll(policy, inner.replay(params, collected.pre), post.inputs).distribution
-        return loss(params, data), pg.mean_kl(policy, old, new, post.mask)
+    def loss_and_gradient(params: Params, collected: Collected, extra: PyTree) -> tuple[Array, Params]:
+        if gradient:
+            return gradient(params, collected)
+        (value, _), slope = jax.value_and_grad(through, has_aux=True)(params, collected, extra)
+        return value, slope
+
+    def loss_and_kl(params: Params, collected: Collected, extra: PyTree) -> tuple[Array, Array]:
+        """The loss, and KL(old adapted || new adapted), from one replay of the inner steps."""
+        value, adapted = through(params, collected, extra)
+        new = pg.unroll(policy, adapted, collected.post.inputs).distribution
+        return value, pg.mean_kl(policy, collected.distribution, new, collected.post.mask)
 
     def kl_hvp(point: tuple[Params, Params], collected: Collected) -> Params:
         params, vector = point
@@ -204,19 +228,19 @@ def algorithm(
             keys,
             block=parts.block,
         )
-        data = prepare(state.params, collected) if prepare else collected
+        extra = prepare(state.params, collected) if prepare else ()
 
         def mean(fn: Callable[..., PyTree], params: Params, *args: PyTree) -> PyTree:
             return parallel.mean_over_tasks(fn, params, *args, block=parts.block)
 
         def epoch(loop: PyTree, _: None) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
-            value, gradients = mean(gradient, params, data)
+            value, gradients = mean(loss_and_gradient, params, collected, extra)
             updates, opt_state = optimizer.update(
                 gradients,
                 opt_state,
                 params,
-                value_and_kl_fn=lambda candidate: mean(loss_and_kl, candidate, data, collected),
+                value_and_kl_fn=lambda candidate: mean(loss_and_kl, candidate, collected, extra),
                 kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), collected),
             )
             params = optax.apply_updates(params, updates)
@@ -225,7 +249,7 @@ def algorithm(
         (params, opt_state), metrics = jax.lax.scan(
             epoch, (state.params, state.opt_state), length=parts.outer_epochs
         )
-        _, kl = mean(loss_and_kl, params, data, collected)
+        _, kl = mean(loss_and_kl, params, collected, extra)
         metrics = jax.tree.map(lambda x: x[0], metrics) | returns(parts, collected) | report(params)
         metrics |= {"kl": kl, "skipped": opt_state.skipped}
         post = collected.post

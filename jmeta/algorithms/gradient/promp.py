@@ -47,14 +47,12 @@ def promp(
         return jax.vmap(lambda params, batch: pg.unroll(policy, params, batch.inputs).distribution)(path, pre)
 
     def prepare(params: Params, collected: outer.Collected) -> PyTree:
-        def old(params: Params, data: outer.Collected) -> PyTree:
-            return distributions(parts.inner.path(params, data.pre)[1], data.pre)
+        def old(params: Params, pre: PyTree) -> PyTree:
+            return distributions(parts.inner.path(params, pre)[1], pre)
 
-        return collected, parallel.map_tasks(old, params, collected, block=parts.block)
+        return parallel.map_tasks(old, params, collected.pre, block=parts.block)
 
-    def loss(params: Params, prepared: PyTree) -> Array:
-        data, old = prepared
-        adapted, path = parts.inner.path(params, data.pre)
+    def loss(adapted: Params, path: Params, data: outer.Collected, old: PyTree) -> Array:
         new = distributions(path, data.pre)
         kl = jax.vmap(lambda *x: pg.mean_kl(policy, *x))(old, new, data.pre.mask).sum()
         output = pg.unroll(policy, adapted, data.post.inputs)
