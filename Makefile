@@ -18,9 +18,9 @@ demo: $(VENV)/installed
 	@$(BIN)/jmeta evaluate $(DEMO)
 	@echo "the run is in $(DEMO)"
 
-# Two processes: the tests are bound by compilation, which uses one core.
+# Two processes, since compilation uses one core; neighbours stay together, which share compiled programs.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
