@@ -19,6 +19,7 @@ if [ "${1:-}" = fetch ]; then
     --python-version "$python" $platforms --platform manylinux2014_x86_64 --dest .wheels $locked
 fi
 
-aside=${TMPDIR:-/tmp}/jmeta-wheels
+# Within the checkout: in a folder for all, another user could have put code of theirs.
+aside=$PWD/.wheels/site
 [ -d "$aside" ] || python3 -m pip install --quiet --no-index --no-deps --target "$aside" .wheels/*.whl
 PYTHONPATH=$PWD:$aside${PYTHONPATH:+:$PYTHONPATH} exec "$@"
