@@ -1,32 +1,46 @@
-"""The only code that steps an environment: one episode, and a batch of them."""
+"""The only code that steps an environment: one episode, a batch of them, a trial of several in sequence."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from jmeta.types import Adapted, Continuous, Env, Key, Policy, PolicyInput, PyTree, Rollout, Task
+from jmeta.types import (
+    Adapted,
+    Continuous,
+    Env,
+    Key,
+    LastTransition,
+    Policy,
+    PolicyInput,
+    PyTree,
+    Rollout,
+    Task,
+)
 
 
-def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) -> tuple[PyTree, Rollout]:
+def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) -> tuple[Adapted, Rollout]:
     """One episode of `env.spec.horizon` steps, from a fresh reset.
 
-    The scan always runs to the horizon; steps after a termination are masked, carry and observation frozen.
+    The scan always runs to the horizon; steps after a termination are masked, carry and inputs frozen.
 
     Args:
       env: the environment.
       policy: the policy; its actions are sampled.
-      adapted: its parameters and its carry at the start.
+      adapted: its parameters, its carry at the start, and the last transition of the episode before.
       task: one task.
       key: consumed.
 
     Returns:
-      The carry after the last step, and the `Rollout` [T, ...].
+      The policy as it is after the last step, and the `Rollout` [T, ...].
     """
     key_reset, key_steps = jax.random.split(key)
     env_state, start = env.reset(key_reset, task)
     false, true = jnp.zeros((), bool), jnp.ones((), bool)
-    first_inputs = PolicyInput(start.obs, _no_action(env), jnp.zeros_like(start.reward), false, true)
+    previous = adapted.previous
+    if previous is None:
+        previous = LastTransition(_no_action(env), jnp.zeros_like(start.reward), false)
+    first_inputs = PolicyInput(start.obs, *previous, true)
 
     def step(loop: PyTree, keys: Key) -> tuple[PyTree, Rollout]:
         env_state, inputs, carry, alive = loop
@@ -48,25 +62,64 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
             last_value=output.value,
         )
         # What comes after a terminal state may be anything, NaN too: nobody sees it.
-        obs = jnp.where(alive & ~terminated, timestep.obs, inputs.obs)
-        next_inputs = PolicyInput(obs, _encode_action(env, action), reward, terminated, false)
-        return (env_state, next_inputs, carry, alive & ~terminated), transition
+        obs = jnp.where(terminated, inputs.obs, timestep.obs)
+        new_inputs = PolicyInput(obs, _encode_action(env, action), reward, terminated, false)
+        inputs = jax.tree.map(lambda new, old: jnp.where(alive, new, old), new_inputs, inputs)
+        return (env_state, inputs, carry, alive & ~terminated), transition
 
     keys = jax.random.split(key_steps, (env.spec.horizon, 2))
     loop = (env_state, first_inputs, adapted.carry, true)
-    (_, last_inputs, carry, _), rollout = jax.lax.scan(step, loop, keys)
-    _, last_output = policy.step(adapted.params, carry, last_inputs)
-    return carry, rollout._replace(last_obs=last_inputs.obs, last_value=last_output.value)
+    (_, last, carry, _), rollout = jax.lax.scan(step, loop, keys)
+    _, last_output = policy.step(adapted.params, carry, last)
+    after = Adapted(adapted.params, carry, LastTransition(last.prev_action, last.prev_reward, true))
+    return after, rollout._replace(last_obs=last.obs, last_value=last_output.value)
 
 
 def batch(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key, num_episodes: int) -> Rollout:
-    """`num_episodes` independent episodes, each from `adapted.carry`.
+    """`num_episodes` independent episodes, each from `adapted`.
 
     Returns:
       The `Rollout` [N, T, ...].
     """
     keys = jax.random.split(key, num_episodes)
     return jax.vmap(lambda key: episode(env, policy, adapted, task, key)[1])(keys)
+
+
+def trial(
+    env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key, num_episodes: int
+) -> tuple[Adapted, Rollout, jax.Array]:
+    """Episodes of one task in sequence, the carry kept; each sees the last transition of the one before.
+
+    Args:
+      env: the environment.
+      policy: the policy; its actions are sampled.
+      adapted: the policy at the start of the trial.
+      task: one task.
+      key: consumed.
+      num_episodes: E.
+
+    Returns:
+      The policy after the last episode, so that a trial can go on; the steps as one `Rollout` [E T, ...],
+      those that were taken first, so that `policy.unroll` on its inputs repeats the trial; and the
+      undiscounted return of each episode [E].
+    """
+
+    def one(adapted: Adapted, key: Key) -> tuple[Adapted, Rollout]:
+        return episode(env, policy, adapted, task, key)
+
+    # The carry of a scan has one structure: the first episode is told of a transition that is all zeros.
+    if adapted.previous is None:
+        nothing = LastTransition(_no_action(env), jnp.zeros(()), jnp.zeros((), bool))
+        adapted = adapted._replace(previous=nothing)
+    adapted, episodes = jax.lax.scan(one, adapted, jax.random.split(key, num_episodes))
+    last = {"last_obs": episodes.last_obs[-1], "last_value": episodes.last_value[-1]}
+    steps = episodes._replace(last_obs=(), last_value=())
+    steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+    taken = steps.mask > 0
+    position = jnp.where(taken, jnp.cumsum(taken) - 1, taken.sum() + jnp.cumsum(~taken) - 1)
+    order = jnp.zeros_like(position).at[position].set(jnp.arange(len(position)), unique_indices=True)
+    steps = jax.tree.map(lambda x: x[order], steps)
+    return adapted, steps._replace(**last), episodes.reward.sum(-1)
 
 
 def returns(rollout: Rollout) -> jax.Array:

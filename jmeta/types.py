@@ -78,6 +78,7 @@ class TaskFamily(NamedTuple):
     sample: Callable[[Key], Task]
     sample_heldout: Callable[[Key], Task]
     optimal_return: Callable[[Task], Array] | None = None  # task -> [] expected undiscounted return
+    trial_episodes: int = 2  # episodes of one task that make a trial, for methods with memory
 
 
 class Distribution(NamedTuple):
@@ -94,9 +95,10 @@ class PolicyInput(NamedTuple):
     """What a policy sees at one step; memoryless policies read `obs` alone."""
 
     obs: Array  # [D] float
-    prev_action: Array  # [A] float: the last action, one-hot when actions are discrete; 0 at the first step
+    # Of the last step, of the episode before at the first of an episode; 0 at the first of a trial.
+    prev_action: Array  # [A] float; one-hot when actions are discrete
     prev_reward: Array  # [] float
-    prev_done: Array  # [] bool: the previous step ended an episode
+    prev_done: Array  # [] bool: it ended an episode
     first: Array  # [] bool: this is the first step of an episode
 
 
@@ -125,6 +127,7 @@ class Policy(NamedTuple):
     observe: Callable[[Params, Array, Array], Params] = _observe_nothing
     has_critic: bool = False  # whether `PolicyOutput.value` estimates anything
     differentiable: bool = True  # whether probabilities of actions have derivatives by the parameters
+    max_steps: int | None = None  # longest trial that the carry can hold
     # name -> (params -> bools like params, True in that part): what methods that adapt a part may ask for.
     parts: Mapping[str, Callable[[Params], PyTree]] = types.MappingProxyType({})
 
@@ -143,11 +146,20 @@ class Rollout(NamedTuple):
     last_value: Array  # [] the critic's estimate of it
 
 
+class LastTransition(NamedTuple):
+    """What the next episode's first input says of the last step of the episode before it."""
+
+    action: Array  # [A] float, as `PolicyInput.prev_action`
+    reward: Array  # []
+    done: Array  # [] bool
+
+
 class Adapted(NamedTuple):
-    """A policy adapted to one task: gradient methods change `params`, memory methods change `carry`."""
+    """A policy adapted to one task: gradient methods change `params`, memory methods the rest."""
 
     params: Params
     carry: PyTree
+    previous: LastTransition | None = None  # of the trial so far; None before its first episode
 
 
 class AdaptInfo(NamedTuple):

@@ -15,6 +15,7 @@ from jmeta.algorithms.gradient.pretrain import pretrain
 from jmeta.algorithms.gradient.promp import promp
 from jmeta.algorithms.gradient.reptile import reptile
 from jmeta.algorithms.gradient.scratch import scratch
+from jmeta.algorithms.memory.rl2 import rl2
 from jmeta.types import MetaAlgorithm
 
 REGISTRY: dict[str, Callable[..., MetaAlgorithm]] = {
@@ -30,6 +31,7 @@ REGISTRY: dict[str, Callable[..., MetaAlgorithm]] = {
     "pretrain": pretrain,
     "promp": promp,
     "reptile": reptile,
+    "rl2": rl2,
     "scratch": scratch,
 }
 
@@ -47,5 +49,6 @@ __all__ = [
     "pretrain",
     "promp",
     "reptile",
+    "rl2",
     "scratch",
 ]

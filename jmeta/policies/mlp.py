@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
 from jmeta.policies import normalized
+from jmeta.policies.layers import Dense, dense
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -20,13 +20,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
     "swish": jax.nn.swish,
 }
-
-
-class Dense(NamedTuple):
-    """One affine layer."""
-
-    kernel: Array  # [inputs, outputs]
-    bias: Array  # [outputs]
 
 
 def mlp(
@@ -138,30 +131,12 @@ def _init_layers(key: Key, sizes: tuple[int, ...], *, last_gain: float) -> tuple
     gains = [math.sqrt(2)] * (len(sizes) - 2) + [last_gain]
     keys = jax.random.split(key, len(gains))
     return tuple(
-        Dense(gain * _orthogonal(key_layer, shape), jnp.zeros(shape[1], float))
+        dense(key_layer, *shape, gain)
         for key_layer, gain, shape in zip(keys, gains, itertools.pairwise(sizes), strict=True)
     )
 
 
-def _orthogonal(key: Key, shape: tuple[int, int]) -> Array:
-    """A random matrix with orthonormal columns or rows, whichever are fewer.
-
-    `jax.nn.initializers.orthogonal` by Gram-Schmidt: LAPACK's QR never returns when several host devices run
-    it inside a loop (jaxlib 0.10.2), as they do where a fresh policy is drawn for every task.
-    """
-    normal = jax.random.normal(key, (max(shape), min(shape)))
-
-    def append(index: Array, basis: Array) -> Array:
-        column = normal[:, index]
-        for _ in range(2):  # the second pass removes what rounding left
-            column = column - basis @ (basis.T @ column)
-        return basis.at[:, index].set(column / jnp.linalg.norm(column))
-
-    basis = jax.lax.fori_loop(0, min(shape), append, jnp.zeros_like(normal))
-    return basis if shape[0] >= shape[1] else basis.T
-
-
 def _apply_layers(layers: tuple[Dense, ...], x: Array, activation: Callable[[Array], Array]) -> Array:
     for layer in layers[:-1]:
-        x = activation(x @ layer.kernel + layer.bias)
-    return x @ layers[-1].kernel + layers[-1].bias
+        x = activation(layer(x))
+    return layers[-1](x)

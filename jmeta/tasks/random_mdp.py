@@ -29,7 +29,7 @@ def random_mdp(
     so that rewards keep their distribution.
     Reward: the mean reward of the state and action, plus noise ~ N(0, 1).
     Observation: the state, one-hot [S]. Actions: A of them. Episodes start in state 0.
-    Termination: never.
+    Termination: never. A trial is 10 episodes.
     Splits: none: the held-out tasks are fresh ones of the same distribution.
     Source: Duan et al. 2016 (RL²), section 3.2; "uniform" and `shared` are not in it.
 
@@ -72,4 +72,4 @@ def random_mdp(
     def optimal_return(task: TabularTask) -> Array:
         return finite_horizon_value(task, horizon)[0]
 
-    return TaskFamily("random-mdp", env, sample, sample, optimal_return)
+    return TaskFamily("random-mdp", env, sample, sample, optimal_return, trial_episodes=10)

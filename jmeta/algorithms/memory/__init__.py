@@ -1,0 +1,1 @@
+"""Methods that adapt by what a policy remembers."""

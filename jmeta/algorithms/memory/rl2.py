@@ -1,0 +1,223 @@
+"""RL²: a policy that learns within its own memory (Duan et al., 2016, arXiv 1611.02779)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jmeta import parallel, rollouts
+from jmeta.estimators import advantages
+from jmeta.estimators.surrogates import PolicyGradientBatch, ppo_clip
+from jmeta.optimizers import skip_nonfinite
+from jmeta.types import (
+    Adapted,
+    AdaptInfo,
+    Array,
+    Key,
+    MetaAlgorithm,
+    MetaState,
+    Metrics,
+    Params,
+    Policy,
+    PyTree,
+    Task,
+    TaskFamily,
+)
+
+
+class TrialBatch(NamedTuple):
+    """One trial as data, in chunks of C steps, and the carry before each chunk."""
+
+    steps: PolicyGradientBatch  # [L / C, C, ...]
+    carry: PyTree  # [L / C, ...]
+
+
+def rl2(
+    family: TaskFamily,
+    policy: Policy,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_episodes: int | None = None,
+    epochs: int = 4,
+    minibatches: int = 4,
+    clip: float = 0.2,
+    entropy_weight: float = 0.01,
+    value_weight: float = 0.5,
+    discount: float = 0.99,
+    gae_lambda: float = 0.95,
+    normalize_advantages: bool = True,
+    unroll_length: int | None = None,
+    tasks_per_block: int | None = None,
+) -> MetaAlgorithm:
+    """Meta-trains a policy with memory by PPO over trials: several episodes of one task in sequence.
+
+    The carry is kept over the episodes of a trial, each of which sees the last transition of the one before;
+    returns run across them and stop at the trial's end. Adapting is playing: `adapt` with k steps plays k
+    episodes. The paper optimises by TRPO, later work (as here) by PPO (Schulman et al., 2017, arXiv
+    1707.06347). With the policies `snail` or `mann` this is the reinforcement learning of those papers.
+
+    Args:
+      family: the tasks.
+      policy: with a critic, and a memory if it is to adapt.
+      optimizer: of the updates.
+      num_episodes: E, episodes in a trial; None takes the family's.
+      epochs: passes over the trials of an update.
+      minibatches: updates in a pass, each on a part of the trials; they divide the tasks.
+      clip: largest change of the likelihood ratio that is rewarded.
+      entropy_weight: weight of the policy's entropy.
+      value_weight: weight of the critic's squared error, relative to the variance of its targets.
+      discount: within the trial, in [0, 1].
+      gae_lambda: in [0, 1].
+      normalize_advantages: over all trials of an update.
+      unroll_length: C, steps that are back-propagated through, from stored carries; it divides the trial's
+        length. None means the whole trial.
+      tasks_per_block: trials that a device runs side by side; None chooses by platform.
+
+    Returns:
+      The algorithm. `return_before` and `return_after` are of the first and the last episode of the trials,
+      `return_trial` of all. Other metrics: `loss`, `entropy`, `gradient_norm`, `skipped`.
+
+    Raises:
+      ValueError: an argument is out of its range, or the policy cannot hold a trial.
+    """
+    episodes = family.trial_episodes if num_episodes is None else num_episodes
+    counts = {"num_episodes": episodes, "epochs": epochs, "minibatches": minibatches}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    weights = {"clip": clip, "entropy_weight": entropy_weight, "value_weight": value_weight}
+    for name, weight in weights.items():
+        if weight < 0:
+            raise ValueError(f"{name} must not be negative, got {weight}")
+    for name, weight in (("discount", discount), ("gae_lambda", gae_lambda)):
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], got {weight}")
+    if tasks_per_block is not None and tasks_per_block < 1:
+        raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
+    if not policy.has_critic:
+        raise ValueError("rl2 needs a policy with a critic, got one without")
+    length = episodes * family.env.spec.horizon
+    if policy.max_steps is not None and policy.max_steps < length:
+        raise ValueError(
+            f"max_steps of the policy must be at least the trial's {length}, got {policy.max_steps}"
+        )
+    chunk = length if unroll_length is None else unroll_length
+    if chunk < 1 or length % chunk:
+        raise ValueError(f"unroll_length must divide the trial's {length} steps, got {unroll_length}")
+    optimizer = skip_nonfinite(optimizer)
+    block = tasks_per_block or parallel.tasks_per_block(1)
+
+    # For ONE task.
+
+    def collect(params: Params, task: Task, key: Key) -> tuple[TrialBatch, Array]:
+        start = Adapted(params, policy.initial_carry())
+        _, rollout, returns = rollouts.trial(family.env, policy, start, task, key, episodes)
+        # An episode's end is no end of the trial; the trial's end is.
+        going_on = jnp.zeros_like(rollout.terminated)
+        end = jnp.zeros((), rollout.value.dtype)
+        advantage, target = advantages.gae(
+            rollout.reward,
+            rollout.value,
+            end,
+            going_on,
+            rollout.mask,
+            discount=discount,
+            gae_lambda=gae_lambda,
+        )
+        steps = PolicyGradientBatch(
+            inputs=rollout.inputs,
+            action=rollout.action,
+            log_prob=rollout.log_prob,
+            advantage=advantage,
+            target=target,
+            reward=rollout.reward,
+            value=rollout.value,
+            mask=rollout.mask,
+            terminated=going_on,
+            last_value=(),
+        )
+        steps = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), steps)
+
+        def carries(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+            return policy.unroll(params, carry, inputs)[0], carry
+
+        if chunk == length:
+            carry = jax.tree.map(lambda x: x[None], policy.initial_carry())
+        else:
+            _, carry = jax.lax.scan(carries, policy.initial_carry(), steps.inputs)
+        return TrialBatch(steps, carry), returns
+
+    def loss(params: Params, trial: TrialBatch, scale: Array) -> tuple[Array, Array]:
+        steps = trial.steps
+
+        def unroll(carry: PyTree, inputs: PyTree) -> PyTree:
+            return policy.unroll(params, carry, inputs)[1]
+
+        output = jax.vmap(unroll)(trial.carry, steps.inputs)
+        log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, steps.action)
+        objective = ppo_clip(log_prob, steps, discount=discount, gae_lambda=gae_lambda, clip=clip)
+        entropies = jax.vmap(jax.vmap(policy.distribution.entropy))(output.distribution)
+        entropy = (steps.mask * entropies).sum() / steps.mask.size
+        error = (steps.mask * jnp.square(output.value - steps.target)).sum() / steps.mask.size
+        return value_weight * error / scale - objective - entropy_weight * entropy, entropy
+
+    # For the batch.
+
+    def init(key: Key) -> MetaState:
+        params = policy.init(key)
+        return MetaState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+    def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        if num_tasks % minibatches:
+            raise ValueError(f"minibatches must divide the {num_tasks} tasks, got {minibatches}")
+        key_collect, key_order = jax.random.split(key)
+        keys = parallel.task_keys(key_collect, num_tasks)
+        trials, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
+        mask, target = trials.steps.mask, trials.steps.target
+        if normalize_advantages:
+            advantage = advantages.normalize(trials.steps.advantage, mask)
+            trials = trials._replace(steps=trials.steps._replace(advantage=advantage))
+        mean = (mask * target).sum() / mask.sum()
+        # Returns of a trial may be of any size; the loss sees them in units of their spread.
+        scale = jnp.maximum((mask * jnp.square(target - mean)).sum() / mask.sum(), 1e-6)
+        scales = jnp.broadcast_to(scale, num_tasks // minibatches)
+
+        def minibatch(loop: PyTree, chosen: Array) -> tuple[PyTree, Metrics]:
+            params, opt_state = loop
+            part = jax.tree.map(lambda x: x[chosen], trials)
+            (value, entropy), gradients = parallel.mean_over_tasks(
+                jax.value_and_grad(loss, has_aux=True), params, part, scales, block=block
+            )
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
+            metrics = {"loss": value, "entropy": entropy, "gradient_norm": optax.tree.norm(gradients)}
+            return (optax.apply_updates(params, updates), opt_state), metrics
+
+        orders = jax.vmap(lambda key: jax.random.permutation(key, num_tasks))(
+            jax.random.split(key_order, epochs)
+        )
+        (params, opt_state), metrics = jax.lax.scan(
+            minibatch, (state.params, state.opt_state), orders.reshape(epochs * minibatches, -1)
+        )
+        metrics = jax.tree.map(lambda x: x[0], metrics) | {
+            "return_before": returns[:, 0].mean(),
+            "return_after": returns[:, -1].mean(),
+            "return_trial": returns.sum(-1).mean(),
+            "skipped": opt_state.skipped,
+            "env_steps": mask.sum().astype(jnp.int32),
+        }
+        params = policy.observe(params, trials.steps.inputs.obs, mask)
+        return MetaState(params, opt_state, state.step + 1), metrics
+
+    def adapt(
+        params: Params, task: Task, key: Key, num_steps: int | None = None
+    ) -> tuple[Adapted, AdaptInfo]:
+        start = Adapted(params, policy.initial_carry())
+        num_steps = episodes - 1 if num_steps is None else num_steps
+        adapted, _, returns = rollouts.trial(family.env, policy, start, task, key, num_steps)
+        return adapted, AdaptInfo(returns, ())
+
+    return MetaAlgorithm(init, update, adapt, policy)

@@ -1,0 +1,45 @@
+"""A square grid with a hidden goal."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
+
+MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # stay, up, right, down, left
+
+
+def gridworld(*, size: int, horizon: int) -> Env:
+    """Makes a grid of `size` x `size` cells: the agent starts in the corner (0, 0) and is not shown the goal.
+
+    A step pays 1 if it ends on the goal, else -0.1. A move off the grid stays.
+
+    Args:
+      size: cells in a row.
+      horizon: steps in an episode.
+
+    Returns:
+      The environment: its task is the goal's cell [2], its state the agent's, int32; the observation is the
+      agent's cell, each coordinate scaled to [-1, 1].
+
+    Raises:
+      ValueError: if an argument is too small.
+    """
+    for argument, value, least in (("size", size, 2), ("horizon", horizon, 1)):
+        if value < least:
+            raise ValueError(f"{argument} must be at least {least}, got {value}")
+
+    def observe(cell: Array, reward: Array) -> TimeStep:
+        return TimeStep(2.0 * cell / (size - 1) - 1.0, reward, jnp.array(False))
+
+    def reset(key: Key, task: Array) -> tuple[Array, TimeStep]:
+        del key, task
+        cell = jnp.zeros(2, jnp.int32)
+        return cell, observe(cell, jnp.zeros(()))
+
+    def step(key: Key, state: Array, action: Array, task: Array) -> tuple[Array, TimeStep]:
+        del key
+        cell = jnp.clip(state + jnp.array(MOVES)[action], 0, size - 1)
+        return cell, observe(cell, jnp.where((cell == task).all(), 1.0, -0.1))
+
+    return Env(reset, step, EnvSpec(obs_size=2, action=Discrete(len(MOVES)), horizon=horizon))

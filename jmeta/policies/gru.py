@@ -1,0 +1,61 @@
+"""A gated recurrent unit (Cho et al., 2014, arXiv 1406.1078): the policy of RL² (Duan et al., 2016)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.policies.layers import Dense, dense, orthogonal
+from jmeta.policies.sequence import Core, at_least_one, sequence_policy
+from jmeta.types import Array, EnvSpec, Key, Policy
+
+
+class GRUParams(NamedTuple):
+    """The gates reset and update, then the candidate, side by side."""
+
+    inputs: Dense  # [D, 3 H]
+    recurrent: Array  # [H, 3 H]
+    candidate_bias: Array  # [H], within the reset gate
+
+
+def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Policy:
+    """A gated recurrent unit with a policy and a critic head.
+
+    Args:
+      spec: the environment's.
+      size: H, units.
+      separate_critic: whether the critic has a recurrent unit of its own.
+
+    Returns:
+      The policy; its carry is the hidden state [H], 0 at first.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    at_least_one(size=size)
+
+    def init(key: Key, num_inputs: int) -> GRUParams:
+        key_inputs, *keys = jax.random.split(key, 4)
+        recurrent = jnp.concatenate([orthogonal(key, (size, size)) for key in keys], axis=1)
+        return GRUParams(dense(key_inputs, num_inputs, 3 * size), recurrent, jnp.zeros(size, float))
+
+    def advance(params: GRUParams, hidden: Array, projected: Array) -> tuple[Array, Array]:
+        """One step [H] from the projected input [3 H]."""
+        from_state = hidden @ params.recurrent
+        gates = jax.nn.sigmoid(projected[: 2 * size] + from_state[: 2 * size])
+        reset, update = gates[:size], gates[size:]
+        candidate = jnp.tanh(projected[2 * size :] + reset * (from_state[2 * size :] + params.candidate_bias))
+        hidden = (1 - update) * candidate + update * hidden
+        return hidden, hidden
+
+    def step(params: GRUParams, hidden: Array, x: Array) -> tuple[Array, Array]:
+        return advance(params, hidden, params.inputs(x))
+
+    def unroll(params: GRUParams, hidden: Array, x: Array) -> tuple[Array, Array]:
+        # All inputs are projected at once: only the recurrent product must wait for its turn.
+        return jax.lax.scan(lambda h, p: advance(params, h, p), hidden, params.inputs(x))
+
+    core = Core(init, lambda num_inputs: jnp.zeros(size), step, unroll, lambda num_inputs: size)
+    return sequence_policy(spec, core, separate_critic=separate_critic)

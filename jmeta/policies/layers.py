@@ -1,0 +1,44 @@
+"""Affine layers and their initialisation, which the networks share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta.types import Array, Key
+
+
+class Dense(NamedTuple):
+    """One affine layer."""
+
+    kernel: Array  # [inputs, outputs]
+    bias: Array  # [outputs]
+
+    def __call__(self, x: Array) -> Array:
+        """[..., inputs] -> [..., outputs]."""
+        return x @ self.kernel + self.bias
+
+
+def dense(key: Key, inputs: int, outputs: int, gain: float = 1.0) -> Dense:
+    """An affine layer with an orthogonal kernel times `gain`, and no bias yet."""
+    return Dense(gain * orthogonal(key, (inputs, outputs)), jnp.zeros(outputs, float))
+
+
+def orthogonal(key: Key, shape: tuple[int, int]) -> Array:
+    """A random matrix with orthonormal columns or rows, whichever are fewer.
+
+    `jax.nn.initializers.orthogonal` by Gram-Schmidt: LAPACK's QR never returns when several host devices run
+    it inside a loop (jaxlib 0.10.2), as they do where a fresh policy is drawn for every task.
+    """
+    normal = jax.random.normal(key, (max(shape), min(shape)))
+
+    def append(index: Array, basis: Array) -> Array:
+        column = normal[:, index]
+        for _ in range(2):  # the second pass removes what rounding left
+            column = column - basis @ (basis.T @ column)
+        return basis.at[:, index].set(column / jnp.linalg.norm(column))
+
+    basis = jax.lax.fori_loop(0, min(shape), append, jnp.zeros_like(normal))
+    return basis if shape[0] >= shape[1] else basis.T

@@ -1,0 +1,106 @@
+"""What policies with a memory share: how the input is encoded, and the heads on the core's output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jmeta import distributions
+from jmeta.policies.layers import Dense, dense
+from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
+
+
+class Core(NamedTuple):
+    """A sequence model; `unroll` equals scanning `step`."""
+
+    init: Callable[[Key, int], Params]  # key, input size D -> parameters
+    initial_carry: Callable[[int], PyTree]  # input size D -> carry
+    step: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]  # params, carry, x [D] -> carry, y [H]
+    unroll: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]  # the same over a leading [T]
+    size: Callable[[int], int]  # input size D -> H
+    max_steps: int | None = None  # longest sequence that the carry can hold
+
+
+class SequenceParams(NamedTuple):
+    """Parameters of a policy with a memory."""
+
+    core: Params
+    policy: Dense
+    critic_core: Params | None  # where the critic has a core of its own
+    critic: Dense
+    log_std: Array | None  # [A], continuous actions only
+
+
+def sequence_policy(
+    spec: EnvSpec, core: Core, *, separate_critic: bool, init_log_std: float = -0.5, min_log_std: float = -3.0
+) -> Policy:
+    """A policy and a critic on a sequence model, which reads (observation, last action, reward, done, first).
+
+    Args:
+      spec: the environment's.
+      core: the sequence model.
+      separate_critic: whether the critic has a core of its own, or a head on the policy's.
+      init_log_std: initial log standard deviation; continuous actions only.
+      min_log_std: lower bound on it.
+
+    Returns:
+      The policy; its carry is that of the core, or of both.
+    """
+    continuous = isinstance(spec.action, Continuous)
+    num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
+    num_inputs = spec.obs_size + num_outputs + 3
+
+    def init(key: Key) -> SequenceParams:
+        key_core, key_policy, key_critic_core, key_critic = jax.random.split(key, 4)
+        size = core.size(num_inputs)
+        return SequenceParams(
+            core=core.init(key_core, num_inputs),
+            policy=dense(key_policy, size, num_outputs, 0.01),
+            critic_core=core.init(key_critic_core, num_inputs) if separate_critic else None,
+            critic=dense(key_critic, size, 1),
+            log_std=jnp.full((num_outputs,), init_log_std, float) if continuous else None,
+        )
+
+    def initial_carry() -> PyTree:
+        carry = core.initial_carry(num_inputs)
+        return (carry, carry) if separate_critic else carry
+
+    def over(run: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]) -> Callable[..., PyTree]:
+        def apply(params: SequenceParams, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
+            flags = [inputs.prev_reward, inputs.prev_done, inputs.first]
+            scalars = jnp.stack([jnp.asarray(x, inputs.obs.dtype) for x in flags], axis=-1)
+            x = jnp.concatenate([inputs.obs, inputs.prev_action, scalars], axis=-1)
+            if separate_critic:
+                policy_carry, hidden = run(params.core, carry[0], x)
+                critic_carry, critic_hidden = run(params.critic_core, carry[1], x)
+                carry = (policy_carry, critic_carry)
+            else:
+                carry, hidden = run(params.core, carry, x)
+                critic_hidden = hidden
+            output: PyTree = params.policy(hidden)
+            if params.log_std is not None:
+                log_std = jnp.maximum(params.log_std, min_log_std)
+                output = distributions.NormalParams(output, jnp.broadcast_to(log_std, output.shape))
+            return carry, PolicyOutput(output, params.critic(critic_hidden)[..., 0])
+
+        return apply
+
+    return Policy(
+        init=init,
+        initial_carry=initial_carry,
+        step=over(core.step),
+        unroll=over(core.unroll),
+        distribution=distributions.for_action(spec.action),
+        has_critic=True,
+        max_steps=core.max_steps,
+    )
+
+
+def at_least_one(**sizes: int) -> None:
+    """Raises ValueError for a size that is not positive."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
