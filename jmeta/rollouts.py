@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -100,8 +102,8 @@ def trial(
 
     Returns:
       The policy after the last episode, so that a trial can go on; the steps as one `Rollout` [E T, ...],
-      those that were taken first, so that `policy.unroll` on its inputs repeats the trial; and the
-      undiscounted return of each episode [E].
+      those that were taken first, so that `policy.unroll` on its inputs repeats the trial (`last_obs` and
+      `last_value` [E, ...] are of each episode); and the undiscounted return of each episode [E].
     """
 
     def one(adapted: Adapted, key: Key) -> tuple[Adapted, Rollout]:
@@ -112,14 +114,16 @@ def trial(
         nothing = LastTransition(_no_action(env), jnp.zeros(()), jnp.zeros((), bool))
         adapted = adapted._replace(previous=nothing)
     adapted, episodes = jax.lax.scan(one, adapted, jax.random.split(key, num_episodes))
-    last = {"last_obs": episodes.last_obs[-1], "last_value": episodes.last_value[-1]}
-    steps = episodes._replace(last_obs=(), last_value=())
-    steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
-    taken = steps.mask > 0
+    taken = episodes.mask.ravel() > 0
     position = jnp.where(taken, jnp.cumsum(taken) - 1, taken.sum() + jnp.cumsum(~taken) - 1)
     order = jnp.zeros_like(position).at[position].set(jnp.arange(len(position)), unique_indices=True)
-    steps = jax.tree.map(lambda x: x[order], steps)
-    return adapted, steps._replace(**last), episodes.reward.sum(-1)
+
+    def in_order(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, *x.shape[2:])[order]
+
+    last: dict[str, Any] = {"last_obs": episodes.last_obs, "last_value": episodes.last_value}
+    fields = {name: field for name, field in episodes._asdict().items() if name not in last}
+    return adapted, Rollout(**jax.tree.map(in_order, fields), **last), episodes.reward.sum(-1)
 
 
 def returns(rollout: Rollout) -> jax.Array:

@@ -136,14 +136,14 @@ def test_nonsense_after_a_terminal_step_is_not_seen():
 
 @pytest.mark.parametrize(("terminal_step", "calls"), [(1, 1), (3, 3), (HORIZON, HORIZON), (100, HORIZON)])
 def test_the_carry_stops_with_the_episode(episode, terminal_step, calls):
-    carry, _ = episode(terminal_step, jax.random.key(0))
-    assert carry == calls
+    adapted, _ = episode(terminal_step, jax.random.key(0))
+    assert adapted.carry == calls
 
 
 def test_an_episode_starts_from_the_carry_it_is_given():
     adapted = Adapted((), jnp.int32(40))
-    carry, _ = rollouts.episode(countdown(), counting_policy(), adapted, 2, jax.random.key(0))
-    assert carry == 42
+    after, _ = rollouts.episode(countdown(), counting_policy(), adapted, 2, jax.random.key(0))
+    assert after.carry == 42
 
 
 def test_last_value_is_that_of_the_observation_after_the_last_step(episode):
@@ -247,3 +247,71 @@ def test_inputs_are_of_the_declared_shapes(episode):
     shapes = jax.tree.map(jnp.shape, rollout.inputs)
     assert shapes == PolicyInput((HORIZON, 1), (HORIZON, 3), (HORIZON,), (HORIZON,), (HORIZON,))
     assert rollout.inputs.first.dtype == rollout.inputs.prev_done.dtype == bool
+
+
+# -- trials -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trial():
+    """Three episodes of three steps each, out of six that there is room for."""
+    env, policy = countdown(), counting_policy()
+    adapted = Adapted((), policy.initial_carry())
+    run = jax.jit(lambda key: rollouts.trial(env, policy, adapted, 3, key, 3))
+    return jax.tree.map(np.asarray, run(jax.random.key(0)))
+
+
+def test_the_steps_of_a_trial_come_first_and_in_order(trial):
+    _, rollout, returns = trial
+    np.testing.assert_array_equal(rollout.mask, [1] * 9 + [0] * 9)
+    np.testing.assert_array_equal(rollout.reward, [1, 2, 3] * 3 + [0] * 9)
+    np.testing.assert_array_equal(rollout.inputs.obs[:9, 0], [0, 1, 2] * 3)
+    np.testing.assert_array_equal(rollout.inputs.first[:9], [1, 0, 0] * 3)
+    np.testing.assert_array_equal(rollout.terminated[:9], [0, 0, 1] * 3)
+    np.testing.assert_array_equal(returns, [6, 6, 6])
+
+
+def test_the_last_transition_of_an_episode_reaches_the_next(trial):
+    adapted, rollout, _ = trial
+    inputs, one_hot = rollout.inputs, np.eye(3)[rollout.action]
+    np.testing.assert_array_equal(inputs.prev_reward[:9], [0, 1, 2, 3, 1, 2, 3, 1, 2])
+    np.testing.assert_array_equal(inputs.prev_done[:9], [0, 0, 0, 1, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(inputs.prev_action[1:9], one_hot[:8])
+    np.testing.assert_array_equal(inputs.prev_action[0], np.zeros(3))
+    assert adapted.previous.reward == 3 and adapted.previous.done
+    np.testing.assert_array_equal(adapted.previous.action, one_hot[8])
+
+
+def test_the_carry_is_kept_over_the_episodes_of_a_trial(trial):
+    assert trial[0].carry == 9
+
+
+def test_a_time_limit_ends_an_episode_of_a_trial():
+    env, policy = countdown(), counting_policy()
+    _, rollout, returns = rollouts.trial(env, policy, Adapted((), jnp.int32(0)), 100, jax.random.key(0), 2)
+    np.testing.assert_array_equal(rollout.inputs.prev_done, [0] * 6 + [1] + [0] * 5)
+    assert not rollout.terminated.any()
+    np.testing.assert_array_equal(returns, [21, 21])
+
+
+def test_a_trial_goes_on_where_another_ended():
+    env, policy = countdown(), counting_policy()
+    first, _, _ = rollouts.trial(env, policy, Adapted((), jnp.int32(0)), 3, jax.random.key(0), 2)
+    second, rollout, _ = rollouts.trial(env, policy, first, 3, jax.random.key(1), 1)
+    assert second.carry == 9 and rollout.inputs.prev_reward[0] == 3 and rollout.inputs.prev_done[0]
+
+
+def test_an_episode_sees_what_the_trial_before_it_ended_with():
+    env, policy = countdown(), counting_policy()
+    adapted, _, _ = rollouts.trial(env, policy, Adapted((), jnp.int32(0)), 3, jax.random.key(0), 1)
+    batch = rollouts.batch(env, policy, adapted, 3, jax.random.key(1), 2)
+    np.testing.assert_array_equal(batch.inputs.prev_reward[:, 0], [3, 3])
+    np.testing.assert_array_equal(batch.inputs.prev_done[:, 0], [True, True])
+
+
+def test_no_episodes_leave_the_policy_as_it_was():
+    env, policy = countdown(), counting_policy()
+    adapted, rollout, returns = rollouts.trial(
+        env, policy, Adapted((), jnp.int32(7)), 3, jax.random.key(0), 0
+    )
+    assert adapted.carry == 7 and returns.shape == (0,) and rollout.reward.shape == (0,)

@@ -113,31 +113,15 @@ def rl2(
     # For ONE task.
 
     def collect(params: Params, task: Task, key: Key) -> tuple[TrialBatch, Array]:
-        start = Adapted(params, policy.initial_carry())
-        _, rollout, returns = rollouts.trial(family.env, policy, start, task, key, episodes)
-        # An episode's end is no end of the trial; the trial's end is.
-        going_on = jnp.zeros_like(rollout.terminated)
-        end = jnp.zeros((), rollout.value.dtype)
-        advantage, target = advantages.gae(
-            rollout.reward,
-            rollout.value,
-            end,
-            going_on,
-            rollout.mask,
+        steps, returns = collect_trial(
+            family,
+            policy,
+            params,
+            task,
+            key,
+            num_episodes=episodes,
             discount=discount,
             gae_lambda=gae_lambda,
-        )
-        steps = PolicyGradientBatch(
-            inputs=rollout.inputs,
-            action=rollout.action,
-            log_prob=rollout.log_prob,
-            advantage=advantage,
-            target=target,
-            reward=rollout.reward,
-            value=rollout.value,
-            mask=rollout.mask,
-            terminated=going_on,
-            last_value=(),
         )
         steps = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), steps)
 
@@ -221,3 +205,48 @@ def rl2(
         return adapted, AdaptInfo(returns, ())
 
     return MetaAlgorithm(init, update, adapt, policy)
+
+
+def collect_trial(
+    family: TaskFamily,
+    policy: Policy,
+    params: Params,
+    task: Task,
+    key: Key,
+    *,
+    num_episodes: int,
+    discount: float,
+    gae_lambda: float,
+) -> tuple[PolicyGradientBatch, Array]:
+    """One trial from the initial carry, with advantages that run across its episodes.
+
+    Returns:
+      The steps [L, ...], and the return of each episode [E].
+    """
+    start = Adapted(params, policy.initial_carry())
+    _, rollout, returns = rollouts.trial(family.env, policy, start, task, key, num_episodes)
+    # An episode's end is no end of the trial; the trial's end is, and nothing follows it.
+    going_on = jnp.zeros_like(rollout.terminated)
+    nothing = jnp.zeros((), rollout.value.dtype)
+    advantage, target = advantages.gae(
+        rollout.reward,
+        rollout.value,
+        nothing,
+        going_on,
+        rollout.mask,
+        discount=discount,
+        gae_lambda=gae_lambda,
+    )
+    steps = PolicyGradientBatch(
+        inputs=rollout.inputs,
+        action=rollout.action,
+        log_prob=rollout.log_prob,
+        advantage=advantage,
+        target=target,
+        reward=rollout.reward,
+        value=rollout.value,
+        mask=rollout.mask,
+        terminated=going_on,
+        last_value=jnp.zeros_like(rollout.value),  # of no use, and of the others' shape
+    )
+    return steps, returns

@@ -1,0 +1,182 @@
+"""Policies with a memory: unrolling is stepping, the past matters, the future does not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jmeta import policies, rollouts
+from jmeta.envs.bandit import bandit
+from jmeta.envs.point_mass import point_mass
+from jmeta.types import Adapted, Continuous, Discrete, EnvSpec, PolicyInput
+
+STEPS = 12
+SIZES = {
+    "gru": {"size": 8},
+    "lstm": {"size": 8},
+    "mann": {"size": 8, "num_slots": 5, "slot_size": 4},
+    "snail": {"size": 4, "max_steps": STEPS},
+    "transformer": {"size": 8, "max_steps": STEPS},
+}
+SPECS = {
+    "discrete": EnvSpec(obs_size=2, action=Discrete(3), horizon=STEPS),
+    "continuous": EnvSpec(obs_size=2, action=Continuous(2), horizon=STEPS),
+}
+
+
+def inputs(spec):
+    size = spec.action.num if isinstance(spec.action, Discrete) else spec.action.size
+    keys = jax.random.split(jax.random.key(0), 3)
+    return PolicyInput(
+        obs=jax.random.normal(keys[0], (STEPS, spec.obs_size)),
+        prev_action=jax.random.normal(keys[1], (STEPS, size)),
+        prev_reward=jax.random.normal(keys[2], (STEPS,)),
+        prev_done=jnp.arange(STEPS) % 4 == 0,
+        first=jnp.arange(STEPS) % 4 == 0,
+    )
+
+
+def randomised(policy):
+    """Parameters away from their initialisation, whose last layer is almost 0."""
+    params = policy.init(jax.random.key(1))
+    leaves, treedef = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    return treedef.unflatten(noisy)
+
+
+@functools.cache
+def built(name, space, separate_critic):
+    policy = policies.REGISTRY[name](SPECS[space], separate_critic=separate_critic, **SIZES[name])
+    return policy, randomised(policy), jax.jit(policy.unroll), jax.jit(policy.step)
+
+
+CASES = [
+    *((name, "discrete", False) for name in SIZES),
+    *((name, "continuous", True) for name in ("gru", "snail")),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
+def case(request):
+    name, space, separate = request.param
+    return built(name, space, separate), inputs(SPECS[space])
+
+
+def close(actual, expected):
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-5), actual, expected)
+
+
+def test_unroll_equals_scanning_step(case):
+    (policy, params, unroll, step), given = case
+    carry, outputs = policy.initial_carry(), []
+    for t in range(STEPS):
+        carry, output = step(params, carry, jax.tree.map(lambda x, t=t: x[t], given))
+        outputs.append(output)
+    end, together = unroll(params, policy.initial_carry(), given)
+    close(together, jax.tree.map(lambda *x: jnp.stack(x), *outputs))
+    close(end, carry)
+
+
+def test_unroll_goes_on_from_a_carry(case):
+    (policy, params, unroll, _), given = case
+    _, together = unroll(params, policy.initial_carry(), given)
+    carry, first = unroll(params, policy.initial_carry(), jax.tree.map(lambda x: x[:6], given))
+    _, second = unroll(params, carry, jax.tree.map(lambda x: x[6:], given))
+    close(jax.tree.map(lambda *x: jnp.concatenate(x), first, second), together)
+
+
+@pytest.mark.parametrize("field", ["obs", "prev_action", "prev_reward", "prev_done", "first"])
+def test_the_past_matters_and_the_future_does_not(case, field):
+    (policy, params, unroll, _), given = case
+    value = getattr(given, field)
+    changed = value.at[5].set(~value[5] if value.dtype == bool else value[5] + 1)
+    _, before = unroll(params, policy.initial_carry(), given)
+    _, after = unroll(params, policy.initial_carry(), given._replace(**{field: changed}))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        difference = np.abs(np.asarray(a - b)).reshape(STEPS, -1).max(1)
+        np.testing.assert_array_equal(difference[:5], 0)
+    difference = np.abs(np.asarray(before.value - after.value))
+    assert difference[5] > 1e-5 and difference[-1] > 1e-7
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_unrolling_a_trial_repeats_it(name):
+    """As the policy gradient must: from the inputs that the trial stored, early ends of episodes included."""
+
+    def reward(position, task):
+        return position[0] - task
+
+    env = point_mass(horizon=4, reward=reward, terminated=lambda position, task: position[0] > task)
+    sizes = {key: value for key, value in SIZES[name].items()}
+    policy = policies.REGISTRY[name](env.spec, **sizes)
+    params = randomised(policy)
+
+    @jax.jit
+    def run(key):
+        start = Adapted(params, policy.initial_carry())
+        adapted, rollout, _ = rollouts.trial(env, policy, start, jnp.array(0.02), key, 3)
+        _, output = policy.unroll(params, policy.initial_carry(), rollout.inputs)
+        return (
+            adapted,
+            rollout,
+            jax.vmap(policy.distribution.log_prob)(output.distribution, rollout.action),
+            output,
+        )
+
+    for seed in range(20):
+        _, rollout, log_prob, output = run(jax.random.key(seed))
+        if 0 < rollout.mask.sum() < STEPS:
+            break
+    taken = np.asarray(rollout.mask) > 0
+    assert not taken.all()
+    np.testing.assert_allclose(log_prob[taken], rollout.log_prob[taken], atol=1e-4)
+    np.testing.assert_allclose(output.value[taken], rollout.value[taken], atol=1e-5)
+
+
+def test_a_gru_step_by_hand():
+    policy = policies.gru(EnvSpec(obs_size=1, action=Discrete(1), horizon=2), size=1)
+    params = policy.init(jax.random.key(0))
+    zeros = jax.tree.map(jnp.zeros_like, params.core)
+    # From hidden state 0.5: gates sigmoid(0) = 1/2, candidate tanh(obs) = tanh(1).
+    kernel = zeros.inputs.kernel.at[0, 2].set(1.0)
+    core = zeros._replace(inputs=zeros.inputs._replace(kernel=kernel))
+    step_inputs = PolicyInput(jnp.ones(1), jnp.zeros(1), jnp.zeros(()), jnp.array(False), jnp.array(False))
+    carry, _ = policy.step(params._replace(core=core), jnp.array([0.5]), step_inputs)
+    np.testing.assert_allclose(carry, [0.5 * np.tanh(1) + 0.5 * 0.5], rtol=1e-6)
+
+
+def test_a_memory_remembers_what_was_written_to_the_least_used_slot():
+    policy, params, _, step = built("mann", "discrete", False)
+    given = inputs(SPECS["discrete"])
+    carry = policy.initial_carry()
+    for t in range(3):
+        before = carry
+        carry, _ = step(params, carry, jax.tree.map(lambda x, t=t: x[t], given))
+        least = np.argsort(np.asarray(before.usage), kind="stable")[:2]
+        rows = np.abs(np.asarray(carry.memory) - np.asarray(before.memory)).max(1)
+        assert (rows[least] > 1e-3).all()  # both heads' slots are overwritten
+        np.testing.assert_allclose(np.asarray(carry.read_weights).sum(1), 1, rtol=1e-5)
+
+
+def test_the_longest_trial_is_declared():
+    assert policies.snail(SPECS["discrete"], max_steps=7).max_steps == 7
+    assert policies.transformer(SPECS["discrete"], max_steps=7).max_steps == 7
+    assert policies.gru(SPECS["discrete"]).max_steps is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("gru", {"size": 0}, "size must be at least 1, got 0"),
+        ("lstm", {"size": -1}, "size must be at least 1, got -1"),
+        ("snail", {"max_steps": 0}, "max_steps must be at least 1, got 0"),
+        ("transformer", {"size": 6, "num_heads": 4}, "num_heads must divide size=6, got 4"),
+        ("mann", {"num_slots": 2, "num_heads": 3}, "num_heads must be at most num_slots=2, got 3"),
+    ],
+)
+def test_bad_arguments_are_named(name, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        policies.REGISTRY[name](bandit(num_arms=2, num_pulls=3).spec, **arguments)
