@@ -109,9 +109,8 @@ def test_unrolling_a_trial_repeats_it(name):
     def reward(position, task):
         return position[0] - task
 
-    env = point_mass(horizon=4, reward=reward, terminated=lambda position, task: position[0] > task)
-    sizes = {key: value for key, value in SIZES[name].items()}
-    policy = policies.REGISTRY[name](env.spec, **sizes)
+    env = point_mass(horizon=4, reward=reward, terminated=lambda position, task: jnp.abs(position[0]) > task)
+    policy = policies.REGISTRY[name](env.spec, **SIZES[name])
     params = randomised(policy)
 
     @jax.jit
