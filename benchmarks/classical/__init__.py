@@ -1,0 +1,1 @@
+"""Classical references: strategies for bandits and Markov decision processes as plain functions."""

@@ -1,0 +1,148 @@
+"""Strategies for Bernoulli bandits with a uniform prior on every arm's probability.
+
+A strategy is `choose(key, wins [A], losses [A], pulls_left, parameter) -> scores [A]`: the arm of the highest score
+is pulled, ties broken at random. Means and counts include the prior's one win and one loss, so no arm must be tried
+first. `parameter` is tuned on other bandits than those it is measured on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jmeta.types import Array, Key
+
+Choose = Callable[[Key, Array, Array, Array, Array], Array]
+
+
+class Strategy(NamedTuple):
+    """How arms are scored, and the values of its parameter to choose from; () where it has none."""
+
+    choose: Choose
+    candidates: tuple[float, ...] = ()
+
+
+def _mean(wins: Array, losses: Array) -> Array:
+    return (wins + 1) / (wins + losses + 2)
+
+
+def random(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+    """Any arm."""
+    del key, losses, pulls, parameter
+    return jnp.zeros_like(wins)
+
+
+def greedy(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+    """The arm of the highest mean."""
+    del key, pulls, parameter
+    return _mean(wins, losses)
+
+
+def epsilon_greedy(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+    """Any arm with probability `parameter`, else the greedy one."""
+    del pulls
+    return jnp.where(jax.random.uniform(key) < parameter, jnp.zeros_like(wins), _mean(wins, losses))
+
+
+def ucb1(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+    """Mean plus `parameter` sqrt(2 log t / n) (Auer et al., 2002, with a tuned width)."""
+    del key
+    count = wins + losses + 2
+    return _mean(wins, losses) + parameter * jnp.sqrt(2 * jnp.log(pulls + 1.0) / count)
+
+
+def thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+    """A sample of the posterior (Thompson, 1933)."""
+    del pulls, parameter
+    return jax.random.beta(key, wins + 1, losses + 1)
+
+
+def optimistic_thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+    """A sample, or the mean where that is higher (May et al., 2012)."""
+    return jnp.maximum(thompson(key, wins, losses, pulls, parameter), _mean(wins, losses))
+
+
+def gittins(num_pulls: int, discount: float) -> Choose:
+    """The Gittins index of a discounted bandit, for up to `num_pulls` pulls (Gittins, 1979)."""
+    table = jnp.asarray(gittins_indices(num_pulls, discount))
+
+    def choose(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
+        del key, pulls, parameter
+        return table[wins.astype(int), losses.astype(int)]
+
+    return choose
+
+
+@functools.cache
+def gittins_indices(num_pulls: int, discount: float, resolution: int = 400) -> np.ndarray:
+    """Indices [wins, losses] for up to `num_pulls` pulls, by calibration against a certain payment.
+
+    An arm of unknown probability is worth λ if one is indifferent between pulling it on and being paid λ for ever
+    (Gittins, Glazebrook and Weber, 2011, section 8.4). The value of the best choice is found by backward induction
+    for a grid of λ; beyond `num_pulls` + 200 pulls the arm's probability is taken for known.
+    """
+    grid = (np.arange(resolution) + 0.5) / resolution
+    retire = grid / (1 - discount)
+    depth = num_pulls + 200
+    wins = np.arange(depth + 1)
+    known = (wins + 1) / (depth + 2)
+    value = np.maximum(retire[None], known[:, None] / (1 - discount))  # [wins, λ] at wins + losses = depth
+    indices = np.zeros((num_pulls + 1, num_pulls + 1), np.float32)
+    for pulls in range(depth - 1, -1, -1):
+        wins = np.arange(pulls + 1)
+        mean = ((wins + 1) / (pulls + 2))[:, None]
+        pull = mean * (1 + discount * value[1:]) + (1 - mean) * discount * value[:-1]
+        value = np.maximum(retire[None], pull)
+        if pulls <= num_pulls:
+            # The advantage of pulling falls with λ: where it crosses zero is the index.
+            crossing = (pull > retire[None]).sum(1)
+            indices[wins, pulls - wins] = crossing / resolution
+    return indices
+
+
+@functools.partial(jax.jit, static_argnames=("choose", "num_pulls"))
+def total_reward(choose: Choose, tasks: Array, key: Key, parameter: Array, num_pulls: int) -> Array:
+    """Total reward [tasks] of a strategy on bandits.
+
+    Args:
+      choose: the strategy's scores.
+      tasks: success probabilities [tasks, A].
+      key: consumed.
+      parameter: [] of the strategy.
+      num_pulls: pulls of each bandit.
+    """
+
+    def one(probabilities: Array, key: Key) -> Array:
+        def pull(state: tuple[Array, Array], step: tuple[Array, Key]) -> tuple[tuple[Array, Array], Array]:
+            wins, losses = state
+            number, key = step
+            key_choose, key_tie, key_reward = jax.random.split(key, 3)
+            scores = choose(key_choose, wins, losses, number, parameter)
+            noise = jax.random.uniform(key_tie, scores.shape)
+            arm = jnp.argmax(jnp.where(scores == scores.max(), noise, -1.0))
+            reward = jax.random.bernoulli(key_reward, probabilities[arm]).astype(float)
+            return (wins.at[arm].add(reward), losses.at[arm].add(1 - reward)), reward
+
+        zeros = jnp.zeros_like(probabilities)
+        numbers = jnp.arange(1, num_pulls + 1)
+        return jax.lax.scan(pull, (zeros, zeros), (numbers, jax.random.split(key, num_pulls)))[1].sum()
+
+    return jax.vmap(one)(tasks, jax.random.split(key, len(tasks)))
+
+
+def strategies(num_pulls: int) -> dict[str, Strategy]:
+    """Every strategy by the name of its published column."""
+    return {
+        "random": Strategy(random),
+        "gittins": Strategy(gittins(num_pulls, 1 - 1 / num_pulls)),
+        "thompson": Strategy(thompson),
+        "optimistic_thompson": Strategy(optimistic_thompson),
+        "ucb1": Strategy(ucb1, tuple(np.round(np.arange(0.05, 1.05, 0.05), 2))),
+        "epsilon_greedy": Strategy(epsilon_greedy, (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
+        "greedy": Strategy(greedy),
+    }
