@@ -66,7 +66,23 @@ LEARNERS: dict[str, dict[str, Any]] = {
 }
 # They adapt a part of a network, take a symmetric Hessian, or learn more than the table.
 _NEED_A_NETWORK = ("anil", "cavia", "imaml", "meta-sgd")
+# For algorithms whose policy has a memory: trials in place of episodes.
+_MEMORY: dict[str, Any] = {
+    "algorithm": {
+        "optimizer": {"name": "adam", "learning_rate": 1e-3, "max_grad_norm": 1.0},
+        "gae_lambda": 0.95,
+    },
+    "policy": {"name": "gru", "size": 64},
+}
+_MANY_TRIALS: dict[str, Any] = {"training": {"iterations": 300, "num_tasks": 1024}}
+TRIALS: dict[str, dict[str, Any]] = {
+    "bandit": _MANY_TRIALS,
+    "grid-goal": _MANY_TRIALS,
+    "random-mdp": _MANY_TRIALS,
+    "recommendation": _MANY_TRIALS,
+}
 ALGORITHMS: dict[str, dict[str, Any]] = {
+    "rl2": _MEMORY,
     "e-maml": {"algorithm": {"exploration_weight": 0.01}},  # 1, unbiased, drowns in noise on 100 steps
     "cavia": {"policy": {"context_size": 8}},
     "scratch": {"training": {"iterations": 10}},  # nothing is learned: enough to measure
@@ -90,7 +106,8 @@ def preset(algorithm: str, family: str) -> RunConfig:
         learner = {}
     names = {"algorithm": {"name": algorithm}, "family": {"name": family}}
     meta_trained = _META_TRAINED if "optimizer" in known else {}
-    layers = (meta_trained, FAMILIES.get(family, {}), learner, ALGORITHMS.get(algorithm, {}), names)
+    trials = TRIALS.get(family, {}) if algorithm == "rl2" else {}
+    layers = (meta_trained, FAMILIES.get(family, {}), learner, trials, ALGORITHMS.get(algorithm, {}), names)
     merged = _merge(_DEFAULTS, *layers)
     for kind in ("algorithm", "policy"):  # what is not for the one chosen was for another
         arguments = hyperparameters(factory(kind, merged[kind]["name"]))

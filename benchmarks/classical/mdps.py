@@ -137,12 +137,16 @@ def total_reward(plan: Plan, tasks: TabularTask, key: Key, parameter: Array, num
     """
 
     def one(task: TabularTask, key: Key) -> Array:
-        def episode(counts: tuple[Array, Array], turn: tuple[Array, Key]) -> tuple[tuple[Array, Array], Array]:
+        def episode(
+            counts: tuple[Array, Array], turn: tuple[Array, Key]
+        ) -> tuple[tuple[Array, Array], Array]:
             number, key = turn
             key_plan, key_steps = jax.random.split(key)
             scores = plan(key_plan, *counts, number, parameter)
 
-            def step(state: tuple[Array, Array, Array], now: tuple[Array, Key]) -> tuple[tuple[Array, ...], Array]:
+            def step(
+                state: tuple[Array, Array, Array], now: tuple[Array, Key]
+            ) -> tuple[tuple[Array, ...], Array]:
                 at, visits, rewards = state
                 score, key = now
                 key_tie, key_next, key_reward = jax.random.split(key, 3)
