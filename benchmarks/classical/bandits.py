@@ -1,8 +1,8 @@
 """Strategies for Bernoulli bandits with a uniform prior on every arm's probability.
 
-A strategy is `choose(key, wins [A], losses [A], pulls_left, parameter) -> scores [A]`: the arm of the highest score
-is pulled, ties broken at random. Means and counts include the prior's one win and one loss, so no arm must be tried
-first. `parameter` is tuned on other bandits than those it is measured on.
+A strategy is `choose(key, wins [A], losses [A], pull, parameter) -> scores [A]`: the arm of the highest score
+is pulled, ties broken at random. Means and counts include the prior's one win and one loss, so no arm must be
+tried first. `parameter` is tuned on other bandits than those it is measured on.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def gittins(num_pulls: int, discount: float) -> Choose:
 def gittins_indices(num_pulls: int, discount: float, resolution: int = 400) -> np.ndarray:
     """Indices [wins, losses] for up to `num_pulls` pulls, by calibration against a certain payment.
 
-    An arm of unknown probability is worth λ if one is indifferent between pulling it on and being paid λ for ever
-    (Gittins, Glazebrook and Weber, 2011, section 8.4). The value of the best choice is found by backward induction
-    for a grid of λ; beyond `num_pulls` + 200 pulls the arm's probability is taken for known.
+    An arm of unknown probability is worth λ if one is indifferent between pulling it on and being paid λ for
+    ever (Gittins, Glazebrook and Weber, 2011, section 8.4). The value of the best choice is found by backward
+    induction for a grid of λ; beyond `num_pulls` + 200 pulls the arm's probability is taken for known.
     """
     grid = (np.arange(resolution) + 0.5) / resolution
     retire = grid / (1 - discount)

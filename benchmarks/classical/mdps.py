@@ -1,8 +1,9 @@
-"""Strategies for random Markov decision processes, which know the prior: Dirichlet(1) transitions, N(1, 1) rewards.
+"""Strategies for random Markov decision processes, which know the prior: Dirichlet(1) and N(1, 1).
 
-A strategy is `plan(key, visits [S, A, S], rewards [S, A], episode, parameter) -> scores [H, S, A]`, made anew before
-every episode from the counts of transitions and the sums of rewards; the action of the highest score is taken, ties
-broken at random. Rewards have unit noise. `parameter` is tuned on other tasks than those it is measured on.
+A strategy is `plan(key, visits [S, A, S], rewards [S, A], episode, parameter) -> scores [H, S, A]`, made anew
+before every episode from the counts of transitions and the sums of rewards; the action of the highest score
+is taken, ties broken at random. Rewards have unit noise. `parameter` is tuned on other tasks than those it is
+measured on.
 """
 
 from __future__ import annotations

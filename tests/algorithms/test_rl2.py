@@ -61,7 +61,7 @@ def sampled(family, num):
 
 
 def test_the_first_update_follows_the_policy_gradient():
-    """One epoch of one minibatch, at the behaviour policy: the gradient of mean log-probability x advantage."""
+    """One epoch of one minibatch, at the behaviour policy: the gradient of log-probability x advantage."""
     family, algorithm = make(
         optimizer=optax.sgd(1.0),
         epochs=1,
@@ -161,7 +161,7 @@ def test_minibatches_divide_the_tasks():
 
 
 def test_learns_to_explore():
-    """Two arms, one pays always and one never, six pulls. Guessing gives 3; one look, then the right arm, 5.5."""
+    """Two arms, one always pays and one never, six pulls: guessing gives 3, one look and then the right arm 5.5."""
     family = tasks.bandit(num_arms=2, num_pulls=6)
 
     def sample(key):
