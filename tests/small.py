@@ -29,7 +29,7 @@ def policy():
 @functools.cache
 def algorithm(name):
     """Any algorithm of the registry, at its defaults but for the size."""
-    small = {"optimizer": optax.adam(0.01), "num_episodes": 3, "num_perturbations": 2}
+    small = {"optimizer": optax.adam(0.01), "num_episodes": 3, "num_perturbations": 2, "minibatches": 2}
     factory = algorithms.REGISTRY[name]
     known = inspect.signature(factory).parameters
     return factory(family(), policy(), **{k: v for k, v in small.items() if k in known})

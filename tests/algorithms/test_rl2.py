@@ -154,14 +154,14 @@ def test_policies_that_do_not_fit_are_refused():
 
 def test_minibatches_divide_the_tasks():
     family, algorithm = make(minibatches=4)
-    with pytest.raises(ValueError, match="minibatches must divide the 6 tasks, got 4"):
+    with pytest.raises(ValueError, match="minibatches must divide the 6 tasks of a device, got 4"):
         jax.eval_shape(
             algorithm.update, algorithm.init(jax.random.key(0)), sampled(family, 6), jax.random.key(1)
         )
 
 
 def test_learns_to_explore():
-    """Two arms, one always pays and one never, six pulls: guessing gives 3, one look and then the right arm 5.5."""
+    """Two arms, one always pays and one never, six pulls: guessing gives 3, one look before choosing 5.5."""
     family = tasks.bandit(num_arms=2, num_pulls=6)
 
     def sample(key):

@@ -65,7 +65,7 @@ def rl2(
       optimizer: of the updates.
       num_episodes: E, episodes in a trial; None takes the family's.
       epochs: passes over the trials of an update.
-      minibatches: updates in a pass, each on a part of the trials; they divide the tasks.
+      minibatches: updates in a pass, each on a part of the trials; they divide the tasks of a device.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
       value_weight: weight of the critic's squared error, relative to the variance of its targets.
@@ -156,8 +156,10 @@ def rl2(
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        if num_tasks % minibatches:
-            raise ValueError(f"minibatches must divide the {num_tasks} tasks, got {minibatches}")
+        parallel.check_divisible(num_tasks, parallel.num_devices())
+        if num_tasks % (minibatches * parallel.num_devices()):
+            share = num_tasks // parallel.num_devices()
+            raise ValueError(f"minibatches must divide the {share} tasks of a device, got {minibatches}")
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
         trials, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
