@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import io
 import itertools
+import math
 import pathlib
 import re
 import sys
@@ -257,14 +258,16 @@ class Evaluate:
     """Folder of a run."""
     tasks: int = 100
     """Fresh tasks, a multiple of the devices."""
-    steps: int = 3
-    """Adaptation steps."""
+    steps: int | None = None
+    """Adaptation steps, of a policy with a memory episodes; default 3, or as many as it has room for."""
     episodes: int = 20
     """Episodes of a task after the last step."""
     split: Literal["train", "heldout"] = "train"
     """Distribution of the tasks: that of training, or the family's held-out one."""
     seed: int = 0
     """Of the tasks and the episodes."""
+    plot: pathlib.Path | None = None
+    """File to draw the adaptation curve in, .png or .pdf; needs Matplotlib."""
 
 
 def evaluate(argv: list[str]) -> None:
@@ -278,7 +281,7 @@ def evaluate(argv: list[str]) -> None:
         from jmeta.runs.folder import RunFolder, write_json
 
         for name, least in (("steps", 0), ("episodes", 1), ("seed", 0)):
-            if getattr(flags, name) < least:
+            if (getattr(flags, name) or 0) < least:
                 raise ValueError(f"--{name} must be at least {least}, not {getattr(flags, name)}")
         if flags.seed >= SEED_LIMIT:
             raise ValueError(f"--seed must be below {SEED_LIMIT}, not {flags.seed}")
@@ -294,9 +297,16 @@ def evaluate(argv: list[str]) -> None:
         import jax
 
         from jmeta import evaluation, parallel
+        from jmeta.reporting import plots
         from jmeta.reporting.tables import adaptation_table
         from jmeta.training import initial_state
 
+        room = math.inf if algorithm.max_steps is None else algorithm.max_steps
+        steps = int(min(3, room)) if flags.steps is None else flags.steps
+        if steps > room:
+            raise ValueError(f"--steps must be at most {room}, the room of the policy's memory, not {steps}")
+        if flags.plot is not None:
+            plots.check(flags.plot)
         state = run.restore_checkpoint(iteration, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))
     mesh = parallel.task_mesh()
     with jax.set_mesh(mesh):
@@ -307,7 +317,7 @@ def evaluate(argv: list[str]) -> None:
             # Far from the numbers that training folds in, so that equal seeds share no key.
             jax.random.fold_in(jax.random.key(flags.seed), 2**31 - 1),
             num_tasks=flags.tasks,
-            num_steps=flags.steps,
+            num_steps=steps,
             num_episodes=flags.episodes,
             heldout=flags.split == "heldout",
         )
@@ -316,6 +326,7 @@ def evaluate(argv: list[str]) -> None:
         "return_mean": result.return_mean,
         "return_low": result.return_low,
         "return_high": result.return_high,
+        "optimal_mean": result.optimal_mean,
         "num_tasks": flags.tasks,
         "num_episodes": flags.episodes,
         "split": flags.split,
@@ -326,7 +337,10 @@ def evaluate(argv: list[str]) -> None:
     title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
     console = Console(highlight=False)
     console.print(title, soft_wrap=True)
-    console.print(adaptation_table(result.steps, result.return_mean, result.return_low, result.return_high))
+    curve = (result.steps, result.return_mean, result.return_low, result.return_high, result.optimal_mean)
+    console.print(adaptation_table(*curve))
+    if flags.plot is not None:
+        plots.adaptation_curve(flags.plot, title, *curve)
 
 
 # -- flags from signatures ----------------------------------------------------------------------------

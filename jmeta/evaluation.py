@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
@@ -22,6 +23,7 @@ class Evaluation:
       return_mean: [k + 1] mean over the tasks.
       return_low: [k + 1] lower end of the 95 % bootstrap interval of the mean.
       return_high: [k + 1] its upper end.
+      optimal_mean: mean over the tasks of the optimal return, where the family knows it.
     """
 
     returns: np.ndarray
@@ -29,6 +31,7 @@ class Evaluation:
     return_mean: list[float]
     return_low: list[float]
     return_high: list[float]
+    optimal_mean: float | None = None
 
     @property
     def num_tasks(self) -> int:
@@ -58,7 +61,7 @@ def evaluate(
       params: meta-parameters.
       key: consumed; tasks and episodes are fresh for a fresh key.
       num_tasks: fresh tasks; a multiple of the devices of the mesh that is set.
-      num_steps: k, adaptation steps.
+      num_steps: k, adaptation steps: of gradient methods updates, of those with a memory episodes.
       num_episodes: episodes after the last step.
       heldout: draw from the family's held-out split.
 
@@ -68,24 +71,31 @@ def evaluate(
     for name, value, least in (("num_steps", num_steps, 0), ("num_episodes", num_episodes, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if algorithm.max_steps is not None and num_steps > algorithm.max_steps:
+        raise ValueError(f"num_steps must be at most {algorithm.max_steps}, got {num_steps}")
     parallel.check_divisible(num_tasks, parallel.num_devices())
     block = parallel.tasks_per_block(num_episodes)
 
-    def one_task(params: Params, task: Task, key: Key) -> Array:
+    def one_task(params: Params, task: Task, key: Key) -> tuple[Array, Array]:
         key_adapt, key_act = jax.random.split(key)
         adapted, info = algorithm.adapt(params, task, key_adapt, num_steps)
         final = rollouts.batch(family.env, algorithm.policy, adapted, task, key_act, num_episodes)
-        return jax.numpy.append(info.returns, rollouts.returns(final).mean())
+        optimal = family.optimal_return(task) if family.optimal_return else jnp.nan
+        return jnp.append(info.returns, rollouts.returns(final).mean()), jnp.asarray(optimal, float)
 
     @jax.jit
-    def all_tasks(params: Params, key: Key) -> Array:
+    def all_tasks(params: Params, key: Key) -> tuple[Array, Array]:
         key_tasks, key_run = jax.random.split(key)
         sample = family.sample_heldout if heldout else family.sample
         tasks = jax.vmap(sample)(parallel.task_keys(key_tasks, num_tasks))
         keys = parallel.task_keys(key_run, num_tasks)
         return parallel.map_tasks(one_task, params, tasks, keys, block=block)
 
-    return summarize(np.asarray(all_tasks(params, key)))
+    returns, optimal = all_tasks(params, key)
+    result = summarize(np.asarray(returns))
+    if family.optimal_return is None:
+        return result
+    return dataclasses.replace(result, optimal_mean=float(np.asarray(optimal).mean()))
 
 
 def summarize(returns: np.ndarray) -> Evaluation:

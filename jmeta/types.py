@@ -44,11 +44,13 @@ class EnvSpec:
       obs_size: D, length of the observation vector.
       action: the action space.
       horizon: T, environment steps in an episode; reaching it is a time limit, not a termination.
+      trial_episodes: E, episodes of one task that make a trial, for methods with a memory.
     """
 
     obs_size: int
     action: Continuous | Discrete
     horizon: int
+    trial_episodes: int = 2
 
 
 class TimeStep(NamedTuple):
@@ -78,7 +80,6 @@ class TaskFamily(NamedTuple):
     sample: Callable[[Key], Task]
     sample_heldout: Callable[[Key], Task]
     optimal_return: Callable[[Task], Array] | None = None  # task -> [] expected undiscounted return
-    trial_episodes: int = 2  # episodes of one task that make a trial, for methods with memory
 
 
 class Distribution(NamedTuple):
@@ -219,3 +220,4 @@ class MetaAlgorithm(NamedTuple):
     update: Callable[[MetaState, Task, Key], tuple[MetaState, Metrics]]  # tasks [B]
     adapt: AdaptFn
     policy: Policy
+    max_steps: int | None = None  # of adaptation, after which the policy can still play an episode

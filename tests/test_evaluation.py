@@ -179,3 +179,22 @@ def test_summarize_is_per_step():
     result = evaluation.summarize(np.array([[0.0, 10.0], [1.0, 30.0]]))
     assert (result.steps, result.return_mean) == ([0, 1], [0.5, 20.0])
     assert (result.return_low, result.return_high) == ([0.0, 10.0], [1.0, 30.0])
+
+
+def test_the_optimum_is_that_of_the_same_tasks():
+    family = goal_family()
+    params = jnp.float32(0)
+    known = family._replace(optimal_return=lambda task: 10 * task)
+    for heldout, expected in ((False, 10.0), (True, -20.0)):
+        result = evaluation.evaluate(
+            told(known), known, params, jax.random.key(0), num_tasks=2, num_steps=1, heldout=heldout
+        )
+        assert result.optimal_mean == expected
+    unknown = evaluation.evaluate(told(family), family, params, jax.random.key(0), num_tasks=2, num_steps=1)
+    assert unknown.optimal_mean is None
+
+
+def test_more_steps_than_a_memory_holds_are_refused():
+    algorithm = told(goal_family())._replace(max_steps=2)
+    with pytest.raises(ValueError, match="num_steps must be at most 2, got 3"):
+        evaluation.evaluate(algorithm, goal_family(), jnp.float32(0), jax.random.key(0), num_steps=3)

@@ -35,4 +35,6 @@ def bandit(*, num_arms: int, num_pulls: int) -> Env:
     def step(key: Key, state: tuple[()], action: Array, task: Array) -> tuple[tuple[()], TimeStep]:
         return state, observe(jax.random.bernoulli(key, task[action]).astype(float))
 
-    return Env(reset, step, EnvSpec(obs_size=1, action=Discrete(num_arms), horizon=num_pulls))
+    return Env(
+        reset, step, EnvSpec(obs_size=1, action=Discrete(num_arms), horizon=num_pulls, trial_episodes=1)
+    )

@@ -42,5 +42,7 @@ def recommendation(*, num_items: int, num_features: int, horizon: int) -> Env:
         click = jax.random.bernoulli(key_click, jax.nn.sigmoid(SLOPE * state[action] @ task))
         return offer(key_offer, click.astype(float))
 
-    spec = EnvSpec(obs_size=num_items * num_features, action=Discrete(num_items), horizon=horizon)
+    spec = EnvSpec(
+        obs_size=num_items * num_features, action=Discrete(num_items), horizon=horizon, trial_episodes=1
+    )
     return Env(reset, step, spec)

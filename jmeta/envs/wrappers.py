@@ -1,4 +1,4 @@
-"""Environments made of other environments, by changing their actions."""
+"""Environments made of other environments: other actions, longer trials."""
 
 from __future__ import annotations
 
@@ -74,3 +74,8 @@ def discretize_actions(env: Env, *, bins: int, low: float = -1.0, high: float = 
         return env.step(key, state, values[digits], task)
 
     return env._replace(step=step, spec=dataclasses.replace(env.spec, action=Discrete(num)))
+
+
+def trials(env: Env, *, num_episodes: int) -> Env:
+    """The same environment, of which `num_episodes` make a trial."""
+    return env._replace(spec=dataclasses.replace(env.spec, trial_episodes=num_episodes))

@@ -16,13 +16,18 @@ _EPS_ROOT = 1e-16
 
 
 def sgd(
-    *, learning_rate: float = 0.1, momentum: float = 0.0, max_grad_norm: float | None = None
+    *,
+    learning_rate: float = 0.1,
+    momentum: float = 0.0,
+    decay_updates: int | None = None,
+    max_grad_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Gradient descent, with heavy-ball momentum where `momentum` > 0.
 
     Args:
       learning_rate: step size.
       momentum: decay of the momentum, in [0, 1).
+      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
@@ -30,24 +35,31 @@ def sgd(
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum is {momentum}; must be at least 0 and below 1.")
-    return _clipped(optax.sgd(_not_negative(learning_rate), momentum or None), max_grad_norm)
+    return _clipped(optax.sgd(_step_size(learning_rate, decay_updates), momentum or None), max_grad_norm)
 
 
-def adam(*, learning_rate: float = 1e-3, max_grad_norm: float | None = None) -> optax.GradientTransformation:
+def adam(
+    *, learning_rate: float = 1e-3, decay_updates: int | None = None, max_grad_norm: float | None = None
+) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015).
 
     Args:
       learning_rate: step size.
+      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.adam(_not_negative(learning_rate), eps_root=_EPS_ROOT), max_grad_norm)
+    return _clipped(optax.adam(_step_size(learning_rate, decay_updates), eps_root=_EPS_ROOT), max_grad_norm)
 
 
 def adamw(
-    *, learning_rate: float = 1e-3, weight_decay: float = 1e-4, max_grad_norm: float | None = None
+    *,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 1e-4,
+    decay_updates: int | None = None,
+    max_grad_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), of matrices alone.
 
@@ -56,6 +68,7 @@ def adamw(
     Args:
       learning_rate: step size.
       weight_decay: what is taken off a weight per update, as a fraction of `learning_rate` times it.
+      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
@@ -68,24 +81,28 @@ def adamw(
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
     optimizer = optax.adamw(
-        _not_negative(learning_rate), eps_root=_EPS_ROOT, weight_decay=weight_decay, mask=is_matrix
+        _step_size(learning_rate, decay_updates),
+        eps_root=_EPS_ROOT,
+        weight_decay=weight_decay,
+        mask=is_matrix,
     )
     return _clipped(optimizer, max_grad_norm)
 
 
 def rmsprop(
-    *, learning_rate: float = 1e-3, max_grad_norm: float | None = None
+    *, learning_rate: float = 1e-3, decay_updates: int | None = None, max_grad_norm: float | None = None
 ) -> optax.GradientTransformation:
     """RMSProp (Tieleman and Hinton 2012).
 
     Args:
       learning_rate: step size.
+      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.rmsprop(_not_negative(learning_rate)), max_grad_norm)
+    return _clipped(optax.rmsprop(_step_size(learning_rate, decay_updates)), max_grad_norm)
 
 
 REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -99,10 +116,14 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
 __all__ = ["REGISTRY", "adam", "adamw", "rmsprop", "sgd", "skip_nonfinite", "trpo"]
 
 
-def _not_negative(learning_rate: float) -> float:
+def _step_size(learning_rate: float, decay_updates: int | None) -> optax.ScalarOrSchedule:
     if not learning_rate >= 0:
         raise ValueError(f"learning_rate is {learning_rate}; must not be negative.")
-    return learning_rate
+    if decay_updates is None:
+        return learning_rate
+    if decay_updates < 1:
+        raise ValueError(f"decay_updates is {decay_updates}; must be at least 1, or None for no decay.")
+    return optax.linear_schedule(learning_rate, 0.0, decay_updates)
 
 
 def _clipped(

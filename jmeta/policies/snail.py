@@ -39,7 +39,9 @@ class SnailCarry(NamedTuple):
     values: Array  # [L, V]
 
 
-def snail(spec: EnvSpec, *, size: int = 32, max_steps: int = 100, separate_critic: bool = False) -> Policy:
+def snail(
+    spec: EnvSpec, *, size: int = 32, max_steps: int | None = None, separate_critic: bool = False
+) -> Policy:
     """Two blocks of dilated causal convolutions and one of attention, with a policy and a critic head.
 
     The arrangement of section 4.3.1: Dense(size), TC(L, size), TC(L, size), Attention(size, size). A block
@@ -50,7 +52,7 @@ def snail(spec: EnvSpec, *, size: int = 32, max_steps: int = 100, separate_criti
     Args:
       spec: the environment's.
       size: F, filters, and sizes of the embedding, the keys and the values.
-      max_steps: L, steps of the longest trial.
+      max_steps: L, steps of the longest trial; None takes the family's trials.
       separate_critic: whether the critic has a model of its own.
 
     Returns:
@@ -59,6 +61,7 @@ def snail(spec: EnvSpec, *, size: int = 32, max_steps: int = 100, separate_criti
     Raises:
       ValueError: an argument is out of its range.
     """
+    max_steps = spec.horizon * spec.trial_episodes if max_steps is None else max_steps
     at_least_one(size=size, max_steps=max_steps)
     dilations = [2**i for i in range(max(1, math.ceil(math.log2(max_steps))))]
     widths = [[size * (1 + block * len(dilations) + i) for i in range(len(dilations))] for block in range(2)]

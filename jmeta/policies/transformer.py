@@ -44,7 +44,7 @@ def transformer(
     size: int = 32,
     num_layers: int = 2,
     num_heads: int = 2,
-    max_steps: int = 100,
+    max_steps: int | None = None,
     separate_critic: bool = False,
 ) -> Policy:
     """A causal transformer with learned positions, and a policy and a critic head.
@@ -57,7 +57,7 @@ def transformer(
       size: C, of the embedding.
       num_layers: layers.
       num_heads: of attention in a layer; they divide `size`.
-      max_steps: L, steps of the longest trial.
+      max_steps: L, steps of the longest trial; None takes the family's trials.
       separate_critic: whether the critic has a model of its own.
 
     Returns:
@@ -66,6 +66,7 @@ def transformer(
     Raises:
       ValueError: an argument is out of its range.
     """
+    max_steps = spec.horizon * spec.trial_episodes if max_steps is None else max_steps
     at_least_one(size=size, num_layers=num_layers, num_heads=num_heads, max_steps=max_steps)
     if size % num_heads:
         raise ValueError(f"num_heads must divide size={size}, got {num_heads}")

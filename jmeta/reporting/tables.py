@@ -13,21 +13,26 @@ def adaptation_table(
     return_mean: Sequence[float],
     return_low: Sequence[float],
     return_high: Sequence[float],
+    optimal_mean: float | None = None,
 ) -> Table:
-    """Return after each number of adaptation steps, with its interval; n/a for NaN.
+    """Return after each number of adaptation steps, with its interval, and the regret; n/a for NaN.
 
     Args:
       steps: [S] adaptation steps done.
       return_mean: [S] mean undiscounted return over tasks.
       return_low: [S] lower end of its 95 % interval.
       return_high: [S] upper end.
+      optimal_mean: mean optimal return, where it is known.
     """
     table = Table()
-    for heading in ("adaptation steps", "mean return", "95 % interval"):
+    known = optimal_mean is not None
+    for heading in ("adaptation steps", "mean return", "95 % interval", *(["regret"] if known else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for step, mean, low, high in zip(steps, return_mean, return_low, return_high, strict=True):
         interval = "n/a" if math.isnan(low) else rf"\[{low:.2f}, {high:.2f}]"
-        table.add_row(str(step), "n/a" if math.isnan(mean) else f"{mean:.2f}", interval)
+        numbers = [mean] if optimal_mean is None else [mean, optimal_mean - mean]
+        shown = ["n/a" if math.isnan(number) else f"{number:.2f}" for number in numbers]
+        table.add_row(str(step), shown[0], interval, *shown[1:])
     return table
 
 

@@ -38,4 +38,4 @@ def bandit(*, num_arms: int = 5, num_pulls: int = 10) -> TaskFamily:
         return num_pulls * task.max()
 
     env = envs.bandit(num_arms=num_arms, num_pulls=num_pulls)
-    return TaskFamily("bandit", env, sample, sample, optimal_return, trial_episodes=1)
+    return TaskFamily("bandit", env, sample, sample, optimal_return)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.envs.gridworld import gridworld
+from jmeta.envs.wrappers import trials
 from jmeta.types import Array, Key, TaskFamily
 
 _SIZE = 5
@@ -41,5 +42,5 @@ def grid_goal(*, horizon: int = 15) -> TaskFamily:
         on_the_way = jnp.minimum(task.sum() - 1, horizon)
         return (horizon - on_the_way) - 0.1 * on_the_way
 
-    env = gridworld(size=_SIZE, horizon=horizon)
-    return TaskFamily("grid-goal", env, sample, sample, optimal_return, trial_episodes=4)
+    env = trials(gridworld(size=_SIZE, horizon=horizon), num_episodes=4)
+    return TaskFamily("grid-goal", env, sample, sample, optimal_return)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.envs.tabular_mdp import TabularTask, finite_horizon_value, tabular_mdp
+from jmeta.envs.wrappers import trials
 from jmeta.types import Array, Key, TaskFamily
 
 _SHARED_SEED = 0  # of the part of the tables that tasks have in common
@@ -53,6 +54,7 @@ def random_mdp(
     if not 0.0 <= shared < 1.0:
         raise ValueError(f"shared must be at least 0 and below 1, got {shared}")
     env = tabular_mdp(num_states=num_states, num_actions=num_actions, horizon=horizon, reward_std=1.0)
+    env = trials(env, num_episodes=10)
 
     def draw(key: Key) -> TabularTask:
         key_transition, key_reward = jax.random.split(key)
@@ -72,4 +74,4 @@ def random_mdp(
     def optimal_return(task: TabularTask) -> Array:
         return finite_horizon_value(task, horizon)[0]
 
-    return TaskFamily("random-mdp", env, sample, sample, optimal_return, trial_episodes=10)
+    return TaskFamily("random-mdp", env, sample, sample, optimal_return)

@@ -36,4 +36,4 @@ def recommendation(*, num_items: int = 5, num_features: int = 4, horizon: int = 
         return jax.random.normal(key, (num_features,))
 
     env = environment(num_items=num_items, num_features=num_features, horizon=horizon)
-    return TaskFamily("recommendation", env, sample, sample, trial_episodes=1)
+    return TaskFamily("recommendation", env, sample, sample)

@@ -1,5 +1,7 @@
 """RL²: what a trial's advantages hold, truncated back-propagation, and learning a bandit."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from jmeta import distributions, policies, tasks
 from jmeta.algorithms import rl2
 from jmeta.algorithms.memory.rl2 import collect_trial
 from jmeta.optimizers import adam
+from jmeta.presets import preset
+from jmeta.runs.config import build
 from jmeta.types import Policy, PolicyOutput, TaskFamily
 from tests.test_rollouts import countdown
 
@@ -124,6 +128,46 @@ def test_adapting_is_playing_episodes():
     assert np.abs(adapted.carry).max() > 0 and adapted.previous.done
     again, _ = jax.jit(lambda key: algorithm.adapt(params, task, key, 0))(jax.random.key(2))
     np.testing.assert_array_equal(again.carry, 0)
+
+
+def test_no_more_episodes_than_the_memory_holds():
+    family = tasks.grid_goal(horizon=5)
+    policy = policies.snail(family.env.spec, size=2, max_steps=20)
+    algorithm = rl2(family, policy, optimizer=adam())
+    params, task = algorithm.init(jax.random.key(0)).params, family.sample(jax.random.key(1))
+    assert algorithm.max_steps == 3  # and one more to act
+    with pytest.raises(ValueError, match="num_steps must be at most 3, got 4"):
+        algorithm.adapt(params, task, jax.random.key(2), 4)
+    unbounded = rl2(family, policies.gru(family.env.spec, size=2), optimizer=adam())
+    assert unbounded.max_steps is None
+
+
+@pytest.mark.parametrize("policy", ["gru", "lstm", "mann", "snail", "transformer"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "ant-direction",
+        "bandit",
+        "grid-goal",
+        "half-cheetah-velocity",
+        "random-mdp",
+        "recommendation",
+        "sparse-point-goal",
+    ],
+)
+def test_every_family_takes_every_memory(family, policy):
+    """From the preset; traced, not run."""
+    config = preset("rl2", family)
+    made, _, algorithm = build(dataclasses.replace(config, policy={"name": policy}))
+
+    def one_update(key):
+        state = algorithm.init(key)
+        batch = jax.vmap(made.sample)(jax.random.split(key, config.training.num_tasks))
+        return state, algorithm.update(state, batch, key)
+
+    state, (new, metrics) = jax.eval_shape(one_update, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    assert metrics["return_trial"].shape == ()
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,17 @@ def test_momentum_and_weight_decay_out_of_range_are_named():
         sgd(momentum=1.0)
     with pytest.raises(ValueError, match="weight_decay is -0.1"):
         adamw(weight_decay=-0.1)
+
+
+@pytest.mark.parametrize("factory", [sgd, adam, adamw, rmsprop])
+def test_step_sizes_fall_linearly_to_zero(factory):
+    constant, decayed = factory(learning_rate=0.1), factory(learning_rate=0.1, decay_updates=2)
+    states = [optimizer.init(PARAMS) for optimizer in (constant, decayed)]
+    shares = []
+    for _ in range(4):
+        whole, states[0] = constant.update(GRADS, states[0], PARAMS)
+        part, states[1] = decayed.update(GRADS, states[1], PARAMS)
+        shares.append(part["bias"] / whole["bias"])
+    np.testing.assert_allclose(np.array(shares)[:, 0], [1, 0.5, 0, 0], atol=1e-6)
+    with pytest.raises(ValueError, match="decay_updates is 0"):
+        factory(decay_updates=0)

@@ -30,3 +30,10 @@ def test_what_is_not_a_number_is_not_available():
 def test_components_table_keeps_names_whole():
     printed = text(tables.components_table("Families", [("half-cheetah-direction", "Runs. " * 30)]), width=60)
     assert "half-cheetah-direction" in printed
+
+
+def test_regret_is_the_distance_to_the_optimum():
+    printed = text(tables.adaptation_table([0, 1], [-8.0, 70.0], [-9.0, 60.0], [-7.0, 80.0], 72.5))
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "[" in line]
+    assert [row[-1] for row in cells] == ["80.50", "2.50"]
+    assert "regret" in printed

@@ -53,7 +53,7 @@ def test_the_best_total_is_that_of_the_best_arm():
 
 def test_a_trial_is_one_episode_of_all_pulls():
     family = tasks.bandit(num_pulls=9)
-    assert family.trial_episodes == 1 and family.env.spec.horizon == 9
+    assert family.env.spec.trial_episodes == 1 and family.env.spec.horizon == 9
 
 
 @pytest.mark.parametrize("argument", ["num_arms", "num_pulls"])

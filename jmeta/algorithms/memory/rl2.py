@@ -83,7 +83,7 @@ def rl2(
     Raises:
       ValueError: an argument is out of its range, or the policy cannot hold a trial.
     """
-    episodes = family.trial_episodes if num_episodes is None else num_episodes
+    episodes = family.env.spec.trial_episodes if num_episodes is None else num_episodes
     counts = {"num_episodes": episodes, "epochs": epochs, "minibatches": minibatches}
     for name, value in counts.items():
         if value < 1:
@@ -107,6 +107,8 @@ def rl2(
     chunk = length if unroll_length is None else unroll_length
     if chunk < 1 or length % chunk:
         raise ValueError(f"unroll_length must divide the trial's {length} steps, got {unroll_length}")
+    # Episodes that leave room for one more.
+    room = None if policy.max_steps is None else policy.max_steps // family.env.spec.horizon - 1
     optimizer = skip_nonfinite(optimizer)
     block = tasks_per_block or parallel.tasks_per_block(1)
 
@@ -203,10 +205,12 @@ def rl2(
     ) -> tuple[Adapted, AdaptInfo]:
         start = Adapted(params, policy.initial_carry())
         num_steps = episodes - 1 if num_steps is None else num_steps
+        if room is not None and num_steps > room:
+            raise ValueError(f"num_steps must be at most {room}, got {num_steps}: the memory holds no more")
         adapted, _, returns = rollouts.trial(family.env, policy, start, task, key, num_steps)
         return adapted, AdaptInfo(returns, ())
 
-    return MetaAlgorithm(init, update, adapt, policy)
+    return MetaAlgorithm(init, update, adapt, policy, room)
 
 
 def collect_trial(
