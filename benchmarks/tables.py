@@ -35,6 +35,8 @@ class Flags:
     """Fresh tasks of each figure."""
     seed: int = 0
     """Of tasks, episodes and training."""
+    plot: pathlib.Path | None = None
+    """File of the plot; None takes benchmarks/results/TABLE.png."""
     json: pathlib.Path | None = None
     """File for what is printed."""
 
@@ -153,6 +155,37 @@ def learned(flags: Flags, row: dict[str, str], column: str) -> Figure:
     return figure(np.asarray(totals), f"{training['iterations']} iterations, {minutes:.0f} minutes")
 
 
+def draw(path: pathlib.Path, plt: Any, measured: dict[str, dict[str, Figure]], rows: dict[str, Any]) -> None:
+    """A panel a row: our figures with two standard errors, the published ones as rings."""
+    columns = min(3, len(measured))
+    lines = -(-len(measured) // columns)
+    figure, panels = plt.subplots(
+        lines, columns, figsize=(4 * columns, 2.6 * lines + 0.8), squeeze=False, layout="constrained"
+    )
+    for panel in panels.flat[len(measured) :]:
+        panel.set_visible(False)
+    for panel, (name, figures) in zip(panels.flat, measured.items(), strict=False):
+        places = range(len(figures))
+        panel.errorbar(
+            places,
+            [f.mean for f in figures.values()],
+            [2 * f.standard_error for f in figures.values()],
+            fmt="o",
+            markersize=4,
+            label="ours, ± 2 standard errors",
+        )
+        shown = [float(rows[name][column]) for column in figures]
+        panel.plot(places, shown, "o", markersize=9, fillstyle="none", color="0.4", label="published")
+        panel.set_xticks(places, [column.replace("_", "-") for column in figures], rotation=40, ha="right")
+        panel.tick_params(labelsize=7)
+        panel.set_title(name, fontsize=9)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("total reward", fontsize=8)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", frameon=False, fontsize=8, ncols=2)
+    common.save_figure(figure, path)
+
+
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
@@ -165,6 +198,7 @@ def main() -> None:
     for column in flags.learned:
         if column not in POLICIES:
             common.fail(f"learned must be among {', '.join(POLICIES)}, got {column!r}")
+    plt = common.pyplot()
     from jmeta import runtime
 
     runtime.configure()
@@ -175,7 +209,7 @@ def main() -> None:
         "rows": {},
     }
     columns = [column for column in rows[0] if column not in keys]
-    cells = []
+    cells, everything = [], {}
     for name, row in zip(names, rows, strict=True):
         if flags.rows and name not in flags.rows:
             continue
@@ -183,6 +217,7 @@ def main() -> None:
         measured = classical(flags, row)
         for column in flags.learned:
             measured[column] = learned(flags, row, column)
+        everything[name] = {column: measured[column] for column in columns if column in measured}
         record["rows"][name] = {column: value._asdict() for column, value in measured.items()}
         common.write_json(flags.json, record)
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
@@ -196,6 +231,13 @@ def main() -> None:
         f"\n{flags.table}: total reward, ours ± standard error over {flags.tasks} fresh tasks (published)\n"
     )
     print(common.markdown(["x".join(keys), *columns], cells))
+    for name, figures in everything.items():
+        notes = [f"{column}: {found.note}" for column, found in figures.items() if found.note]
+        if notes:
+            print(f"\n{name}: {'; '.join(notes)}")
+    path = flags.plot or pathlib.Path(f"benchmarks/results/{flags.table}.png")
+    draw(path, plt, everything, dict(zip(names, rows, strict=True)))
+    print(f"\n{path}")
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ _MEMORY: dict[str, Any] = {
         "gae_lambda": 0.95,
     },
     "policy": {"name": "gru", "size": 64},
+    "training": {"iterations": 300, "num_tasks": 64},
 }
-_MANY_TRIALS: dict[str, Any] = {"training": {"iterations": 300, "num_tasks": 1024}}
+_MANY_TRIALS: dict[str, Any] = {"training": {"num_tasks": 1024}}
 TRIALS: dict[str, dict[str, Any]] = {
     "bandit": _MANY_TRIALS,
     "grid-goal": _MANY_TRIALS,
@@ -107,7 +108,7 @@ def preset(algorithm: str, family: str) -> RunConfig:
     names = {"algorithm": {"name": algorithm}, "family": {"name": family}}
     meta_trained = _META_TRAINED if "optimizer" in known else {}
     trials = TRIALS.get(family, {}) if algorithm == "rl2" else {}
-    layers = (meta_trained, FAMILIES.get(family, {}), learner, trials, ALGORITHMS.get(algorithm, {}), names)
+    layers = (meta_trained, FAMILIES.get(family, {}), learner, ALGORITHMS.get(algorithm, {}), trials, names)
     merged = _merge(_DEFAULTS, *layers)
     for kind in ("algorithm", "policy"):  # what is not for the one chosen was for another
         arguments = hyperparameters(factory(kind, merged[kind]["name"]))
