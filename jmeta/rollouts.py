@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jmeta.types import (
     Adapted,
+    Array,
     Continuous,
     Env,
     Key,
@@ -44,14 +45,17 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
         previous = LastTransition(_no_action(env), jnp.zeros_like(start.reward), false)
     first_inputs = PolicyInput(start.obs, *previous, true)
 
+    def while_alive(alive: Array, new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda n, o: jnp.where(alive, n, o), new, old) if env.spec.terminates else new
+
     def step(loop: PyTree, keys: Key) -> tuple[PyTree, Rollout]:
         env_state, inputs, carry, alive = loop
         new_carry, output = policy.step(adapted.params, carry, inputs)
-        carry = jax.tree.map(lambda new, old: jnp.where(alive, new, old), new_carry, carry)
+        carry = while_alive(alive, new_carry, carry)
         action = policy.distribution.sample(keys[0], output.distribution)
         env_state, timestep = env.step(keys[1], env_state, action, task)
         reward = jnp.where(alive, timestep.reward, 0.0)
-        terminated = timestep.terminated & alive
+        terminated = timestep.terminated & alive if env.spec.terminates else false
         transition = Rollout(
             inputs=inputs,
             action=action,
@@ -66,7 +70,7 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
         # What comes after a terminal state may be anything, NaN too: nobody sees it.
         obs = jnp.where(terminated, inputs.obs, timestep.obs)
         new_inputs = PolicyInput(obs, _encode_action(env, action), reward, terminated, false)
-        inputs = jax.tree.map(lambda new, old: jnp.where(alive, new, old), new_inputs, inputs)
+        inputs = while_alive(alive, new_inputs, inputs)
         return (env_state, inputs, carry, alive & ~terminated), transition
 
     keys = jax.random.split(key_steps, (env.spec.horizon, 2))

@@ -45,12 +45,15 @@ class EnvSpec:
       action: the action space.
       horizon: T, environment steps in an episode; reaching it is a time limit, not a termination.
       trial_episodes: E, episodes of one task that make a trial, for methods with a memory.
+      terminates: whether an episode may end before the horizon. Where it cannot, nothing is masked, which
+        spares a policy with a large memory a copy of it at every step.
     """
 
     obs_size: int
     action: Continuous | Discrete
     horizon: int
     trial_episodes: int = 2
+    terminates: bool = True
 
 
 class TimeStep(NamedTuple):

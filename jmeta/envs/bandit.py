@@ -36,5 +36,7 @@ def bandit(*, num_arms: int, num_pulls: int) -> Env:
         return state, observe(jax.random.bernoulli(key, task[action]).astype(float))
 
     return Env(
-        reset, step, EnvSpec(obs_size=1, action=Discrete(num_arms), horizon=num_pulls, trial_episodes=1)
+        reset,
+        step,
+        EnvSpec(1, Discrete(num_arms), horizon=num_pulls, trial_episodes=1, terminates=False),
     )

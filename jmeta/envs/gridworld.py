@@ -42,4 +42,4 @@ def gridworld(*, size: int, horizon: int) -> Env:
         cell = jnp.clip(state + jnp.array(MOVES)[action], 0, size - 1)
         return cell, observe(cell, jnp.where((cell == task).all(), 1.0, -0.1))
 
-    return Env(reset, step, EnvSpec(obs_size=2, action=Discrete(len(MOVES)), horizon=horizon))
+    return Env(reset, step, EnvSpec(2, Discrete(len(MOVES)), horizon, terminates=False))

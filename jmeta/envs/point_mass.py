@@ -45,4 +45,5 @@ def point_mass(
         end = jnp.array(False) if terminated is None else terminated(position, task)
         return position, TimeStep(position, reward(position, task), end)
 
-    return clip_actions(Env(reset, step, EnvSpec(obs_size=2, action=Continuous(2), horizon=horizon)))
+    spec = EnvSpec(2, Continuous(2), horizon, terminates=terminated is not None)
+    return clip_actions(Env(reset, step, spec))

@@ -42,7 +42,5 @@ def recommendation(*, num_items: int, num_features: int, horizon: int) -> Env:
         click = jax.random.bernoulli(key_click, jax.nn.sigmoid(SLOPE * state[action] @ task))
         return offer(key_offer, click.astype(float))
 
-    spec = EnvSpec(
-        obs_size=num_items * num_features, action=Discrete(num_items), horizon=horizon, trial_episodes=1
-    )
+    spec = EnvSpec(num_items * num_features, Discrete(num_items), horizon, trial_episodes=1, terminates=False)
     return Env(reset, step, spec)

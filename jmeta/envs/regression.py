@@ -33,4 +33,4 @@ def regression(
         reward = -jnp.square(action[0] - target(state, task))
         return state, TimeStep(state, reward, jnp.array(False))
 
-    return Env(reset, step, EnvSpec(obs_size=input_size, action=Continuous(1), horizon=1))
+    return Env(reset, step, EnvSpec(input_size, Continuous(1), horizon=1, terminates=False))

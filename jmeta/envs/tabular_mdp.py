@@ -55,7 +55,7 @@ def tabular_mdp(*, num_states: int, num_actions: int, horizon: int, reward_std: 
         reward = task.reward[state, action] + reward_std * jax.random.normal(key_reward)
         return next_state.astype(jnp.int32), observe(next_state, reward)
 
-    return Env(reset, step, EnvSpec(obs_size=num_states, action=Discrete(num_actions), horizon=horizon))
+    return Env(reset, step, EnvSpec(num_states, Discrete(num_actions), horizon, terminates=False))
 
 
 def finite_horizon_value(task: TabularTask, horizon: int) -> Array:

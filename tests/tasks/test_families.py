@@ -123,6 +123,7 @@ def test_termination_is_what_the_family_says(run):
     else:
         expected = np.zeros((LANES, STEPS), bool)
     np.testing.assert_array_equal(run.terminated, expected)
+    assert run.family.env.spec.terminates or not expected.any()
 
 
 def test_reward_is_the_documented_one(run):

@@ -32,7 +32,7 @@ class TrialBatch(NamedTuple):
     """One trial as data, in chunks of C steps, and the carry before each chunk."""
 
     steps: PolicyGradientBatch  # [L / C, C, ...]
-    carry: PyTree  # [L / C, ...]
+    carry: PyTree  # [L / C, ...]; None where the trial is one chunk, and starts from the initial carry
 
 
 def rl2(
@@ -131,9 +131,8 @@ def rl2(
             return policy.unroll(params, carry, inputs)[0], carry
 
         if chunk == length:
-            carry = jax.tree.map(lambda x: x[None], policy.initial_carry())
-        else:
-            _, carry = jax.lax.scan(carries, policy.initial_carry(), steps.inputs)
+            return TrialBatch(steps, None), returns
+        _, carry = jax.lax.scan(carries, policy.initial_carry(), steps.inputs)
         return TrialBatch(steps, carry), returns
 
     def loss(params: Params, trial: TrialBatch, scale: Array) -> tuple[Array, Array]:
@@ -142,7 +141,10 @@ def rl2(
         def unroll(carry: PyTree, inputs: PyTree) -> PyTree:
             return policy.unroll(params, carry, inputs)[1]
 
-        output = jax.vmap(unroll)(trial.carry, steps.inputs)
+        carry = trial.carry
+        if carry is None:
+            carry = jax.tree.map(lambda x: x[None], policy.initial_carry())
+        output = jax.vmap(unroll)(carry, steps.inputs)
         log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, steps.action)
         objective = ppo_clip(log_prob, steps, discount=discount, gae_lambda=gae_lambda, clip=clip)
         entropies = jax.vmap(jax.vmap(policy.distribution.entropy))(output.distribution)
