@@ -11,7 +11,6 @@ import dataclasses
 import inspect
 import io
 import itertools
-import math
 import pathlib
 import re
 import sys
@@ -190,6 +189,8 @@ def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunCon
     from jmeta.presets import preset
     from jmeta.runs.config import factory, resolve
 
+    # `--policy gru` is short for `--policy.name gru`.
+    argv = [re.sub(r"^--(policy|optimizer)(?==|$)", r"--\1.name", word) for word in argv]
     defaults = preset(algorithm, family)
     training = defaults.training
     fields = [
@@ -230,11 +231,15 @@ def _build(config: RunConfig, *, tasks_given: bool = False) -> tuple[TaskFamily,
 
     As many cores are used as divide the tasks, unless the user chose their number: then all.
     """
+    import jax
+
+    from jmeta import parallel
     from jmeta.runs.config import build
 
     num_tasks = config.training.num_tasks
     _start(num_tasks, tasks_given)
     family, _, algorithm = build(config)
+    parallel.check_divisible(num_tasks, len(jax.devices()), algorithm.task_multiple)
     return family, algorithm
 
 
@@ -259,7 +264,7 @@ class Evaluate:
     tasks: int = 100
     """Fresh tasks, a multiple of the devices."""
     steps: int | None = None
-    """Adaptation steps, of a policy with a memory episodes; default 3, or as many as it has room for."""
+    """Adaptation steps; default 3. Of a policy with a memory, episodes; default all but the trial's last."""
     episodes: int = 20
     """Episodes of a task after the last step."""
     split: Literal["train", "heldout"] = "train"
@@ -301,9 +306,10 @@ def evaluate(argv: list[str]) -> None:
         from jmeta.reporting.tables import adaptation_table
         from jmeta.training import initial_state
 
-        room = math.inf if algorithm.max_steps is None else algorithm.max_steps
-        steps = int(min(3, room)) if flags.steps is None else flags.steps
-        if steps > room:
+        usual = 3 if algorithm.trial_steps is None else algorithm.trial_steps
+        steps = usual if flags.steps is None else flags.steps
+        room = algorithm.max_adapt_steps
+        if room is not None and steps > room:
             raise ValueError(f"--steps must be at most {room}, the room of the policy's memory, not {steps}")
         if flags.plot is not None:
             plots.check(flags.plot)

@@ -71,8 +71,9 @@ def evaluate(
     for name, value, least in (("num_steps", num_steps, 0), ("num_episodes", num_episodes, 1)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    if algorithm.max_steps is not None and num_steps > algorithm.max_steps:
-        raise ValueError(f"num_steps must be at most {algorithm.max_steps}, got {num_steps}")
+    room = algorithm.max_adapt_steps
+    if room is not None and num_steps > room:
+        raise ValueError(f"num_steps must be at most {room}, got {num_steps}")
     parallel.check_divisible(num_tasks, parallel.num_devices())
     block = parallel.tasks_per_block(num_episodes)
 

@@ -40,12 +40,13 @@ def num_devices() -> int:
     return 1 if mesh.empty else mesh.shape[AXIS]
 
 
-def check_divisible(num_tasks: int, devices: int) -> None:
-    """Raises ValueError where `devices` do not divide `num_tasks`."""
-    if num_tasks < 1 or num_tasks % devices:
-        raise ValueError(
-            f"tasks must be a positive multiple of the {devices} devices that share them, got {num_tasks}"
-        )
+def check_divisible(num_tasks: int, devices: int, minibatches: int = 1) -> None:
+    """Raises ValueError unless every device has as many tasks, and each in so many minibatches."""
+    if num_tasks < 1 or num_tasks % (devices * minibatches):
+        among = f"the {devices} devices that share them"
+        if minibatches > 1:
+            among = f"{devices * minibatches}, for {devices} devices and {minibatches} minibatches"
+        raise ValueError(f"tasks must be a positive multiple of {among}, got {num_tasks}")
 
 
 def tasks_per_block(num_episodes: int) -> int | None:

@@ -71,6 +71,7 @@ _MEMORY: dict[str, Any] = {
     "algorithm": {
         "optimizer": {"name": "adam", "learning_rate": 1e-3, "max_grad_norm": 1.0},
         "gae_lambda": 0.95,
+        "normalize_advantages": True,
     },
     "policy": {"name": "gru", "size": 64},
     "training": {"iterations": 300, "num_tasks": 64},

@@ -223,4 +223,7 @@ class MetaAlgorithm(NamedTuple):
     update: Callable[[MetaState, Task, Key], tuple[MetaState, Metrics]]  # tasks [B]
     adapt: AdaptFn
     policy: Policy
-    max_steps: int | None = None  # of adaptation, after which the policy can still play an episode
+    # Of methods that adapt by playing a trial (None for others):
+    trial_steps: int | None = None  # episodes of adaptation before the trial's last
+    max_adapt_steps: int | None = None  # after which the policy's memory still has room for an episode
+    task_multiple: int = 1  # minibatches, which divide the tasks of a device

@@ -147,6 +147,12 @@ def test_without_flags_the_preset_is_the_configuration(algorithm):
         assert configured(f"{algorithm} {family}") == (preset(algorithm, family), None)
 
 
+def test_a_component_alone_is_its_name():
+    config, _ = configured("rl2 grid-goal --policy lstm --policy.size 8 --optimizer=sgd")
+    assert (config.policy["name"], config.policy["size"]) == ("lstm", 8)
+    assert config.algorithm["optimizer"]["name"] == "sgd"
+
+
 def test_another_optimizer_has_its_own_defaults():
     config, _ = configured("maml point-goal --optimizer.name=sgd")
     assert config.algorithm["optimizer"]["learning_rate"] == 0.1  # the factory's, not the preset's
@@ -222,6 +228,8 @@ def test_list_names_everything(capsys):
             "checkpoint_every must be a multiple of log_every=3, got 50",
         ),
         ("train maml point-goal --tasks 5", "2 devices that share them, got 5"),
+        ("train rl2 grid-goal --tasks 20", "multiple of 8, for 2 devices and 4 minibatches, got 20"),
+        ("train rl2 grid-goal --optimizer trpo", "optimizer of rl2 must do with gradients alone"),
         ("train --resume", "--run-dir"),
         ("train --resume --run-dir nowhere", "there is no run folder 'nowhere'"),
         ("train --resume --run-dir nowhere --seed 3", "unknown flag '--seed'"),

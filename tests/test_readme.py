@@ -23,3 +23,11 @@ def test_the_eight_lines_run_as_written():
     )
     assert np.isfinite(after).all()
     assert np.abs(after - before).max() > 1e-4
+
+
+def test_the_commands_are_understood():
+    commands = re.findall(r"^jmeta train ((?!--resume)[^#\n]+)", README.read_text(), flags=re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        algorithm, family, *flags = command.split()
+        assert cli._configure_run(algorithm, family, flags)

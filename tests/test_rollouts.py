@@ -1,11 +1,13 @@
 """Episodes: what the policy is shown, what is masked, and what bootstraps."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta import distributions, rollouts
+from jmeta import distributions, policies, rollouts, tasks
 from jmeta.envs import probes
 from jmeta.envs.point_mass import point_mass
 from jmeta.inner import policy_gradient as pg
@@ -315,3 +317,17 @@ def test_no_episodes_leave_the_policy_as_it_was():
         env, policy, Adapted((), jnp.int32(7)), 3, jax.random.key(0), 0
     )
     assert adapted.carry == 7 and returns.shape == (0,) and rollout.reward.shape == (0,)
+
+
+def test_where_nothing_terminates_nothing_changes():
+    """The grid's goal ends no episode: with and without masks a trial is the same."""
+    family = tasks.grid_goal(horizon=5)
+    policy = policies.gru(family.env.spec, size=4)
+    adapted = Adapted(policy.init(jax.random.key(0)), policy.initial_carry())
+    task = family.sample(jax.random.key(1))
+    found = []
+    for terminates in (False, True):
+        env = family.env._replace(spec=dataclasses.replace(family.env.spec, terminates=terminates))
+        run = jax.jit(lambda key, env=env: rollouts.trial(env, policy, adapted, task, key, 2))
+        found.append(run(jax.random.key(2)))
+    jax.tree.map(np.testing.assert_array_equal, *found)

@@ -102,7 +102,8 @@ def make(
     # Abstract evaluation: brax's `observation_size` would run a whole reset, operation by operation.
     with _quiet():
         obs = jax.eval_shape(base.reset, jax.random.key(0)).obs
-    spec = EnvSpec(obs_size=obs.shape[0], action=Continuous(base.action_size), horizon=horizon)
+    terminates = name != "halfcheetah"  # brax lets it run on, however it lies
+    spec = EnvSpec(obs.shape[0], Continuous(base.action_size), horizon, terminates=terminates)
     return clip_actions(Env(reset, step, spec))
 
 

@@ -9,7 +9,7 @@ import optax
 
 from jmeta.optimizers.skip_nonfinite import skip_nonfinite
 from jmeta.optimizers.trpo import trpo
-from jmeta.types import Params
+from jmeta.types import Params, Policy
 
 # As an inner optimiser Adam is differentiated, and the root of a second moment of 0 has no derivative.
 _EPS_ROOT = 1e-16
@@ -27,7 +27,8 @@ def sgd(
     Args:
       learning_rate: step size.
       momentum: decay of the momentum, in [0, 1).
-      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
+      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
+        iteration has as many as epochs times minibatches.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
@@ -45,7 +46,8 @@ def adam(
 
     Args:
       learning_rate: step size.
-      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
+      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
+        iteration has as many as epochs times minibatches.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
@@ -68,7 +70,8 @@ def adamw(
     Args:
       learning_rate: step size.
       weight_decay: what is taken off a weight per update, as a fraction of `learning_rate` times it.
-      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
+      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
+        iteration has as many as epochs times minibatches.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
@@ -96,7 +99,8 @@ def rmsprop(
 
     Args:
       learning_rate: step size.
-      decay_updates: updates over which the step size falls linearly to 0; None keeps it.
+      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
+        iteration has as many as epochs times minibatches.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
@@ -113,7 +117,27 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
     "trpo": trpo,
 }
 
-__all__ = ["REGISTRY", "adam", "adamw", "rmsprop", "sgd", "skip_nonfinite", "trpo"]
+__all__ = [
+    "REGISTRY",
+    "adam",
+    "adamw",
+    "check_gradients_suffice",
+    "rmsprop",
+    "sgd",
+    "skip_nonfinite",
+    "trpo",
+]
+
+
+def check_gradients_suffice(algorithm: str, optimizer: optax.GradientTransformation, policy: Policy) -> None:
+    """Raises ValueError for an optimiser that asks an algorithm for more than gradients, as TRPO does."""
+    like = jax.eval_shape(policy.init, jax.random.key(0))
+    try:
+        jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), like)
+    except ValueError as error:
+        raise ValueError(
+            f"optimizer of {algorithm} must do with gradients alone, and trpo does not"
+        ) from error
 
 
 def _step_size(learning_rate: float, decay_updates: int | None) -> optax.ScalarOrSchedule:

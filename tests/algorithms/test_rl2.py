@@ -9,10 +9,10 @@ import optax
 import pytest
 import scipy.stats
 
-from jmeta import distributions, policies, tasks
+from jmeta import distributions, parallel, policies, tasks
 from jmeta.algorithms import rl2
 from jmeta.algorithms.memory.rl2 import collect_trial
-from jmeta.optimizers import adam
+from jmeta.optimizers import adam, trpo
 from jmeta.presets import preset
 from jmeta.runs.config import build
 from jmeta.types import Policy, PolicyOutput, TaskFamily
@@ -52,6 +52,18 @@ def test_the_critic_is_asked_within_the_trial_and_not_after_it():
     steps, _ = collected(4.0, gae_lambda=0.0)
     # r + 4 / 2 - 4 while the trial goes on, through the end of an episode; r - 4 at its end.
     np.testing.assert_allclose(steps.advantage[:4], [1 + 2 - 4, 2 + 2 - 4, 1 + 2 - 4, 2 - 4])
+
+
+def test_the_end_of_a_full_length_trial_is_its_end_too():
+    """Two episodes of the countdown from 100, which the horizon of six ends: nothing follows them."""
+    family = TaskFamily("countdown", countdown(), None, None)
+    options = {"num_episodes": 2, "discount": 0.5, "gae_lambda": 0.0}
+    run = jax.jit(lambda key: collect_trial(family, constant_policy(4.0), (), jnp.int32(100), key, **options))
+    steps, _ = run(jax.random.key(0))
+    assert steps.mask.sum() == 12
+    # r + 4 / 2 - 4, at the end of the first episode too; r - 4 at the last step.
+    np.testing.assert_allclose(steps.advantage[5], steps.reward[5] + 2 - 4)
+    np.testing.assert_allclose(steps.advantage[11], steps.reward[11] - 4)
 
 
 def make(**options):
@@ -135,11 +147,11 @@ def test_no_more_episodes_than_the_memory_holds():
     policy = policies.snail(family.env.spec, size=2, max_steps=20)
     algorithm = rl2(family, policy, optimizer=adam())
     params, task = algorithm.init(jax.random.key(0)).params, family.sample(jax.random.key(1))
-    assert algorithm.max_steps == 3  # and one more to act
+    assert (algorithm.trial_steps, algorithm.max_adapt_steps) == (3, 3)  # and one more to act
     with pytest.raises(ValueError, match="num_steps must be at most 3, got 4"):
         algorithm.adapt(params, task, jax.random.key(2), 4)
     unbounded = rl2(family, policies.gru(family.env.spec, size=2), optimizer=adam())
-    assert unbounded.max_steps is None
+    assert (unbounded.trial_steps, unbounded.max_adapt_steps) == (3, None)
 
 
 @pytest.mark.parametrize("policy", ["gru", "lstm", "mann", "snail", "transformer"])
@@ -188,17 +200,32 @@ def test_bad_arguments_are_named(argument, value, message):
         make(**{argument: value})
 
 
+def test_one_device_equals_two_with_a_memory():
+    family = tasks.grid_goal(horizon=4)
+    policy = policies.gru(family.env.spec, size=4)
+    algorithm = rl2(family, policy, optimizer=adam(), minibatches=2, unroll_length=8)
+    states = []
+    for devices in (1, 2):
+        mesh = parallel.task_mesh(jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            start = parallel.replicate(algorithm.init(jax.random.key(0)), mesh)
+            states.append(jax.jit(algorithm.update)(start, sampled(family, 8), jax.random.key(1))[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
+
+
 def test_policies_that_do_not_fit_are_refused():
     family = tasks.bandit(num_arms=3, num_pulls=6)
     with pytest.raises(ValueError, match="needs a policy with a critic"):
         rl2(family, policies.mlp(family.env.spec), optimizer=adam())
     with pytest.raises(ValueError, match="must be at least the trial's 6, got 5"):
         rl2(family, policies.snail(family.env.spec, size=2, max_steps=5), optimizer=adam())
+    with pytest.raises(ValueError, match="optimizer of rl2 must do with gradients alone"):
+        make(optimizer=trpo())
 
 
 def test_minibatches_divide_the_tasks():
     family, algorithm = make(minibatches=4)
-    with pytest.raises(ValueError, match="minibatches must divide the 6 tasks of a device, got 4"):
+    with pytest.raises(ValueError, match="multiple of 4, for 1 devices and 4 minibatches, got 6"):
         jax.eval_shape(
             algorithm.update, algorithm.init(jax.random.key(0)), sampled(family, 6), jax.random.key(1)
         )

@@ -11,6 +11,7 @@ import optax
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.optimizers import check_gradients_suffice
 from jmeta.types import Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, PyTree, Task, TaskFamily
 
 
@@ -54,11 +55,7 @@ def es_maml(
     if "statistics" in policy.parts:
         raise ValueError("es-maml perturbs every parameter: it cannot be used with normalize_observations")
     parts = outer.assemble(family, policy, num_episodes=num_episodes, **others)
-    try:
-        like = jax.eval_shape(policy.init, jax.random.key(0))
-        jax.eval_shape(lambda p: parts.optimizer.update(p, parts.optimizer.init(p), p), like)
-    except ValueError as error:
-        raise ValueError("optimizer of es-maml must do with gradients alone, and trpo does not") from error
+    check_gradients_suffice("es-maml", parts.optimizer, policy)
 
     def one_pair(params: Params, task: Task, key: Key) -> tuple[Params, Metrics]:
         key_noise, key_run = jax.random.split(key)

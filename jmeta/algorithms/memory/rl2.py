@@ -11,7 +11,7 @@ import optax
 from jmeta import parallel, rollouts
 from jmeta.estimators import advantages
 from jmeta.estimators.surrogates import PolicyGradientBatch, ppo_clip
-from jmeta.optimizers import skip_nonfinite
+from jmeta.optimizers import check_gradients_suffice, skip_nonfinite
 from jmeta.types import (
     Adapted,
     AdaptInfo,
@@ -62,16 +62,16 @@ def rl2(
     Args:
       family: the tasks.
       policy: with a critic, and a memory if it is to adapt.
-      optimizer: of the updates.
+      optimizer: of every minibatch; it cannot be TRPO, which needs a divergence.
       num_episodes: E, episodes in a trial; None takes the family's.
-      epochs: passes over the trials of an update.
-      minibatches: updates in a pass, each on a part of the trials; they divide the tasks of a device.
+      epochs: passes over the trials of an iteration.
+      minibatches: parts of the trials, each an optimiser's step; they divide the tasks of a device.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
       value_weight: weight of the critic's squared error, relative to the variance of its targets.
       discount: within the trial, in [0, 1].
       gae_lambda: in [0, 1].
-      normalize_advantages: over all trials of an update.
+      normalize_advantages: over all trials of an iteration.
       unroll_length: C, steps that are back-propagated through, from stored carries; it divides the trial's
         length. None means the whole trial.
       tasks_per_block: trials that a device runs side by side; None chooses by platform.
@@ -110,6 +110,7 @@ def rl2(
     # Episodes that leave room for one more.
     room = None if policy.max_steps is None else policy.max_steps // family.env.spec.horizon - 1
     optimizer = skip_nonfinite(optimizer)
+    check_gradients_suffice("rl2", optimizer, policy)
     block = tasks_per_block or parallel.tasks_per_block(1)
 
     # For ONE task.
@@ -160,10 +161,7 @@ def rl2(
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        parallel.check_divisible(num_tasks, parallel.num_devices())
-        if num_tasks % (minibatches * parallel.num_devices()):
-            share = num_tasks // parallel.num_devices()
-            raise ValueError(f"minibatches must divide the {share} tasks of a device, got {minibatches}")
+        parallel.check_divisible(num_tasks, parallel.num_devices(), minibatches)
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
         trials, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
@@ -212,7 +210,7 @@ def rl2(
         adapted, _, returns = rollouts.trial(family.env, policy, start, task, key, num_steps)
         return adapted, AdaptInfo(returns, ())
 
-    return MetaAlgorithm(init, update, adapt, policy, room)
+    return MetaAlgorithm(init, update, adapt, policy, episodes - 1, room, minibatches)
 
 
 def collect_trial(
