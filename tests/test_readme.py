@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from jmeta import cli
+
 README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
@@ -26,7 +28,9 @@ def test_the_eight_lines_run_as_written():
 
 
 def test_the_commands_are_understood():
-    commands = re.findall(r"^jmeta train ((?!--resume)[^#\n]+)", README.read_text(), flags=re.MULTILINE)
+    commands = re.findall(
+        r"^jmeta train ((?!--resume)[^#\n]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert len(commands) >= 3
     for command in commands:
         algorithm, family, *flags = command.split()
