@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy import special
 
 from jmeta.types import Array, Key
 
@@ -21,10 +22,11 @@ Choose = Callable[[Key, Array, Array, Array, Array], Array]
 
 
 class Strategy(NamedTuple):
-    """How arms are scored, and the values of its parameter to choose from; () where it has none."""
+    """How arms are scored."""
 
     choose: Choose
-    candidates: tuple[float, ...] = ()
+    candidates: tuple[float, ...] = ()  # values of the parameter to choose from; () where it has none
+    meaning: str = ""  # of the parameter
 
 
 def _mean(wins: Array, losses: Array) -> Array:
@@ -63,8 +65,20 @@ def thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Arra
 
 
 def optimistic_thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
-    """A sample, or the mean where that is higher (May et al., 2012)."""
-    return jnp.maximum(thompson(key, wins, losses, pulls, parameter), _mean(wins, losses))
+    """The most probable, for all arms at once, of `parameter` samples of the posterior.
+
+    So read, the optimistic variant of Duan et al. (2016) gives what they publish. That of May et al. (2012),
+    whom they cite, is the larger of sample and mean; it gives less.
+    """
+
+    def better(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        sample = thompson(jax.random.fold_in(key, index), wins, losses, pulls, parameter)
+        log_density = (special.xlogy(wins, sample) + special.xlog1py(losses, -sample)).sum()
+        more_probable = log_density >= best[0]
+        return jnp.maximum(log_density, best[0]), jnp.where(more_probable, sample, best[1])
+
+    start = (jnp.array(-jnp.inf), jnp.zeros_like(wins))
+    return jax.lax.fori_loop(0, jnp.asarray(parameter, int), better, start)[1]
 
 
 def gittins(num_pulls: int, discount: float) -> Choose:
@@ -105,12 +119,12 @@ def gittins_indices(num_pulls: int, discount: float, resolution: int = 400) -> n
     return indices
 
 
-@functools.partial(jax.jit, static_argnames=("choose", "num_pulls"))
-def total_reward(choose: Choose, tasks: Array, key: Key, parameter: Array, num_pulls: int) -> Array:
+@functools.partial(jax.jit, static_argnames=("strategy", "num_pulls"))
+def total_reward(strategy: Strategy, tasks: Array, key: Key, parameter: Array, num_pulls: int) -> Array:
     """Total reward [tasks] of a strategy on bandits.
 
     Args:
-      choose: the strategy's scores.
+      strategy: the strategy.
       tasks: success probabilities [tasks, A].
       key: consumed.
       parameter: [] of the strategy.
@@ -122,7 +136,7 @@ def total_reward(choose: Choose, tasks: Array, key: Key, parameter: Array, num_p
             wins, losses = state
             number, key = step
             key_choose, key_tie, key_reward = jax.random.split(key, 3)
-            scores = choose(key_choose, wins, losses, number, parameter)
+            scores = strategy.choose(key_choose, wins, losses, number, parameter)
             noise = jax.random.uniform(key_tie, scores.shape)
             arm = jnp.argmax(jnp.where(scores == scores.max(), noise, -1.0))
             reward = jax.random.bernoulli(key_reward, probabilities[arm]).astype(float)
@@ -141,8 +155,9 @@ def strategies(num_pulls: int) -> dict[str, Strategy]:
         "random": Strategy(random),
         "gittins": Strategy(gittins(num_pulls, 1 - 1 / num_pulls)),
         "thompson": Strategy(thompson),
-        "optimistic_thompson": Strategy(optimistic_thompson),
-        "ucb1": Strategy(ucb1, tuple(np.round(np.arange(0.05, 1.05, 0.05), 2))),
-        "epsilon_greedy": Strategy(epsilon_greedy, (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)),
+        # With more samples it is better than published where there are 50 arms.
+        "optimistic_thompson": Strategy(optimistic_thompson, (5.0, 10.0, 20.0), "samples"),
+        "ucb1": Strategy(ucb1, tuple(np.round(np.arange(0.05, 1.05, 0.05), 2)), "width"),
+        "epsilon_greedy": Strategy(epsilon_greedy, (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "ε"),
         "greedy": Strategy(greedy),
     }

@@ -1,16 +1,17 @@
-"""Strategies for random Markov decision processes, which know the prior: Dirichlet(1) and N(1, 1).
+"""Strategies for random Markov decision processes.
 
-A strategy is `plan(key, visits [S, A, S], rewards [S, A], episode, parameter) -> scores [H, S, A]`, made anew
-before every episode from the counts of transitions and the sums of rewards; the action of the highest score
-is taken, ties broken at random. Rewards have unit noise. `parameter` is tuned on other tasks than those it is
+A strategy scores actions [H, S, A] before every episode from what it remembers of those before; the action of
+the highest score is taken, ties broken at random. All but Q-learning remember counts and know the prior,
+Dirichlet(1) and N(1, 1), and the unit noise of rewards. A parameter is tuned on other tasks than those it is
 measured on.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +20,59 @@ from jmeta.envs.tabular_mdp import TabularTask
 from jmeta.types import Array, Key
 
 HORIZON = 10
-Plan = Callable[[Key, Array, Array, Array, Array], Array]
+CONFIDENCE = 0.95  # of UCRL2
+DISCOUNT = 0.9  # of Q-learning
+MOST_SAMPLES = 10  # of OPSRL
+Memory = Any
+Parameter = Any  # a number, or a tuple of them
+
+
+class Counts(NamedTuple):
+    """What is remembered of the steps taken."""
+
+    visits: Array  # [S, A, S] how often a state and action led to a state
+    rewards: Array  # [S, A] sum of their rewards
+
+
+def no_counts(num_states: int, num_actions: int, parameter: Parameter) -> Counts:
+    """Nothing seen yet."""
+    del parameter
+    return Counts(jnp.zeros((num_states, num_actions, num_states)), jnp.zeros((num_states, num_actions)))
+
+
+def count(
+    counts: Counts, state: Array, action: Array, reward: Array, following: Array, parameter: Parameter
+) -> Counts:
+    """One step more."""
+    del parameter
+    return Counts(
+        counts.visits.at[state, action, following].add(1), counts.rewards.at[state, action].add(reward)
+    )
 
 
 class Strategy(NamedTuple):
-    """How an episode is planned, and the values of its parameter to choose from; () where it has none."""
+    """How episodes are planned.
 
-    plan: Plan
-    candidates: tuple[float, ...] = ()
+    Attributes:
+      plan: (key, memory, number of the episode, parameter) -> scores [H, S, A].
+      candidates: values of the parameter to choose from; () where it has none.
+      meaning: of the parameter.
+      start: (S, A, parameter) -> memory before the first episode.
+      learn: (memory, state, action, reward, next state, parameter) -> memory after a step.
+    """
+
+    plan: Callable[[Key, Memory, Array, Parameter], Array]
+    candidates: tuple[Parameter, ...] = ()
+    meaning: str = ""
+    start: Callable[[int, int, Parameter], Memory] = no_counts
+    learn: Callable[[Memory, Array, Array, Array, Array, Parameter], Memory] = count
 
 
-def _posterior(visits: Array, rewards: Array) -> tuple[Array, Array, Array]:
+def _posterior(counts: Counts) -> tuple[Array, Array, Array]:
     """Mean transitions [S, A, S], mean rewards and their standard deviation [S, A]."""
-    count = visits.sum(-1)
-    transition = (visits + 1) / (count + visits.shape[-1])[..., None]
-    return transition, (rewards + 1) / (count + 1), 1 / jnp.sqrt(count + 1)
+    number = counts.visits.sum(-1)
+    transition = (counts.visits + 1) / (number + counts.visits.shape[-1])[..., None]
+    return transition, (counts.rewards + 1) / (number + 1), 1 / jnp.sqrt(number + 1)
 
 
 def _backward(score: Callable[[Array], Array], num_states: int) -> Array:
@@ -46,125 +85,179 @@ def _backward(score: Callable[[Array], Array], num_states: int) -> Array:
     return jax.lax.scan(backup, jnp.zeros(num_states), length=HORIZON)[1][::-1]
 
 
-def random(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
-    """Any action."""
-    del key, episode, parameter
-    return jnp.zeros((HORIZON, *rewards.shape))
+def solve(transition: Array, reward: Array) -> Array:
+    """Scores [H, S, A] that are best for a process [S, A, S], [S, A]."""
+    return _backward(lambda value: reward + transition @ value, len(reward))
 
 
-def greedy(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
-    """The best for the posterior mean."""
-    del key, episode, parameter
-    transition, reward, _ = _posterior(visits, rewards)
-    return _backward(lambda value: reward + transition @ value, len(rewards))
-
-
-def epsilon_greedy(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
-    """A random action with probability `parameter` in a state at a step, else the greedy one."""
-    scores = greedy(key, visits, rewards, episode, parameter)
-    explore = jax.random.uniform(key, scores.shape[:2]) < parameter
+def _explore(key: Key, scores: Array, epsilon: Array) -> Array:
+    """With probability `epsilon`, in a state at a step, all actions alike."""
+    explore = jax.random.uniform(key, scores.shape[:2]) < epsilon
     return jnp.where(explore[..., None], 0.0, scores)
 
 
-def beb(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
+def random(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+    """Any action."""
+    del key, episode, parameter
+    return jnp.zeros((HORIZON, *counts.rewards.shape))
+
+
+def greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+    """The best for the posterior mean."""
+    del key, episode, parameter
+    transition, reward, _ = _posterior(counts)
+    return solve(transition, reward)
+
+
+def epsilon_greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+    """A random action with probability `parameter`, else the greedy one."""
+    return _explore(key, greedy(key, counts, episode, parameter), parameter)
+
+
+def beb(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
     """Bayesian exploration bonus, `parameter` / (1 + n) (Kolter and Ng, 2009)."""
     del key, episode
-    transition, reward, _ = _posterior(visits, rewards)
-    bonus = parameter / (1 + visits.sum(-1))
-    return _backward(lambda value: reward + bonus + transition @ value, len(rewards))
+    transition, reward, _ = _posterior(counts)
+    return solve(transition, reward + parameter / (1 + counts.visits.sum(-1)))
 
 
-def _sample(key: Key, visits: Array, rewards: Array) -> tuple[Array, Array]:
+def _sample(key: Key, counts: Counts) -> tuple[Array, Array]:
     key_transition, key_reward = jax.random.split(key)
-    _, reward, std = _posterior(visits, rewards)
-    transition = jax.random.dirichlet(key_transition, visits + 1)
+    _, reward, std = _posterior(counts)
+    transition = jax.random.dirichlet(key_transition, counts.visits + 1)
     return transition, reward + std * jax.random.normal(key_reward, reward.shape)
 
 
-def psrl(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
+def psrl(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
     """The best for a sample of the posterior (Strens, 2000)."""
     del episode, parameter
-    transition, reward = _sample(key, visits, rewards)
-    return _backward(lambda value: reward + transition @ value, len(rewards))
+    return solve(*_sample(key, counts))
 
 
-def opsrl(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
-    """The best of `parameter` samples, at most 10, in every backup (Osband and Van Roy, 2017)."""
+def opsrl(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+    """The best of `parameter` samples in every backup (Osband and Van Roy, 2017)."""
     del episode
-    transition, reward = jax.vmap(lambda key: _sample(key, visits, rewards))(jax.random.split(key, 10))
-    used = (jnp.arange(10) < parameter)[:, None, None]
+    keys = jax.random.split(key, MOST_SAMPLES)
+    transition, reward = jax.vmap(lambda key: _sample(key, counts))(keys)
+    used = (jnp.arange(MOST_SAMPLES) < parameter)[:, None, None]
     return _backward(
-        lambda value: jnp.where(used, reward + transition @ value, -jnp.inf).max(0), len(rewards)
+        lambda value: jnp.where(used, reward + transition @ value, -jnp.inf).max(0), reward.shape[1]
     )
 
 
-def ucrl2(key: Key, visits: Array, rewards: Array, episode: Array, parameter: Array) -> Array:
-    """The best for the most favourable process in a confidence set (Jaksch et al., 2010).
-
-    Its bonuses, at confidence 0.95, are scaled by `parameter`: as they are, they only explore here.
-    """
-    del key
-    num_states, num_actions = rewards.shape
-    count = jnp.maximum(visits.sum(-1), 1)
-    steps = HORIZON * episode + 1.0
-    estimate = visits / count[..., None]
-    estimate = jnp.where(visits.sum(-1, keepdims=True) > 0, estimate, 1 / num_states)
-    log_term = jnp.log(2 * num_states * num_actions * steps / 0.05)
-    reward = jnp.where(visits.sum(-1) > 0, rewards / count, 1.0)
-    reward += parameter * jnp.sqrt(3.5 * log_term / count)
-    radius = jnp.minimum(parameter * jnp.sqrt(14 * num_states * log_term / count), 2.0)
-
-    def score(value: Array) -> Array:
-        best_first = jnp.argsort(-value)
-        ordered = estimate[..., best_first]
-        raised = ordered.at[..., 0].set(jnp.minimum(1.0, ordered[..., 0] + radius / 2))
-        # What the best state gained is taken from the worst ones.
-        room = jnp.maximum(1 - jnp.cumsum(raised, axis=-1) + raised, 0)
-        return reward + jnp.minimum(raised, room) @ value[best_first]
-
-    return _backward(score, num_states)
-
-
-@functools.partial(jax.jit, static_argnames=("plan", "num_episodes"))
-def total_reward(plan: Plan, tasks: TabularTask, key: Key, parameter: Array, num_episodes: int) -> Array:
-    """Reward of every episode [tasks, num_episodes] of a strategy.
+def confidence_radii(number: Array, steps: Array) -> tuple[Array, Array]:
+    """How far mean rewards and, in the 1-norm, transitions may be off (Jaksch et al., 2010, eqs. 3 and 4).
 
     Args:
-      plan: the strategy.
+      number: visits [S, A].
+      steps: [] the first step of the episode, counted from 1.
+
+    Returns:
+      Both radii [S, A].
+    """
+    num_states, num_actions = number.shape
+    number = jnp.maximum(number, 1)
+    odds = 2 * num_actions * steps / (1 - CONFIDENCE)
+    reward = jnp.sqrt(7 * jnp.log(num_states * odds) / (2 * number))
+    return reward, jnp.sqrt(14 * num_states * jnp.log(odds) / number)
+
+
+def optimistic_transition(estimate: Array, radius: Array, value: Array) -> Array:
+    """The transitions [S, A, S] near an estimate that promise most (Jaksch et al., 2010, figure 2).
+
+    Args:
+      estimate: probabilities [S, A, S].
+      radius: [S, A] 1-norm of the largest difference from them.
+      value: [S] of the next state.
+    """
+    best_first = jnp.argsort(-value)
+    raised = estimate[..., best_first]
+    raised = raised.at[..., 0].set(jnp.minimum(1.0, raised[..., 0] + radius / 2))
+    # What the best state gained is taken from the worst ones.
+    room = jnp.maximum(1 - jnp.cumsum(raised, axis=-1) + raised, 0)
+    return jnp.minimum(raised, room)[..., jnp.argsort(best_first)]
+
+
+def ucrl2(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+    """The best for the most favourable process in a confidence set (Jaksch et al., 2010).
+
+    Its radii are scaled by `parameter`: as they are, it only explores here.
+    """
+    del key
+    num_states = len(counts.rewards)
+    number = counts.visits.sum(-1)
+    seen = number > 0
+    estimate = jnp.where(seen[..., None], counts.visits / jnp.maximum(number, 1)[..., None], 1 / num_states)
+    reward_radius, radius = confidence_radii(number, HORIZON * episode + 1.0)
+    reward = jnp.where(seen, counts.rewards / jnp.maximum(number, 1), 1.0) + parameter * reward_radius
+    return _backward(
+        lambda value: reward + (optimistic_transition(estimate, parameter * radius, value) @ value),
+        num_states,
+    )
+
+
+def initial_values(num_states: int, num_actions: int, parameter: Parameter) -> Array:
+    """Q-values [S, A] before the first episode, all the same."""
+    return jnp.full((num_states, num_actions), parameter[0], float)
+
+
+def update_values(
+    values: Array, state: Array, action: Array, reward: Array, following: Array, parameter: Parameter
+) -> Array:
+    """Q-values after a step (Watkins and Dayan, 1992); the end of an episode is no terminal state."""
+    difference = reward + DISCOUNT * values[following].max() - values[state, action]
+    return values.at[state, action].add(parameter[1] * difference)
+
+
+def q_learning(key: Key, values: Array, episode: Array, parameter: Parameter) -> Array:
+    """ε-greedy by the Q-values with which the episode starts.
+
+    `parameter` is (initial value, step size, ε). The prior is not known to it.
+    """
+    del episode
+    return _explore(key, jnp.broadcast_to(values, (HORIZON, *values.shape)), parameter[2])
+
+
+@functools.partial(jax.jit, static_argnames=("strategy", "num_episodes"))
+def total_reward(
+    strategy: Strategy, tasks: TabularTask, key: Key, parameter: Parameter, num_episodes: int
+) -> Array:
+    """Total reward [tasks] of a strategy over all episodes.
+
+    Args:
+      strategy: the strategy.
       tasks: [tasks, ...].
       key: consumed.
-      parameter: [] of the strategy.
+      parameter: of the strategy.
       num_episodes: episodes of each task.
     """
 
     def one(task: TabularTask, key: Key) -> Array:
-        def episode(
-            counts: tuple[Array, Array], turn: tuple[Array, Key]
-        ) -> tuple[tuple[Array, Array], Array]:
+        def episode(memory: Memory, turn: tuple[Array, Key]) -> tuple[Memory, Array]:
             number, key = turn
             key_plan, key_steps = jax.random.split(key)
-            scores = plan(key_plan, *counts, number, parameter)
+            scores = strategy.plan(key_plan, memory, number, parameter)
 
             def step(
-                state: tuple[Array, Array, Array], now: tuple[Array, Key]
-            ) -> tuple[tuple[Array, ...], Array]:
-                at, visits, rewards = state
-                score, key = now
+                loop: tuple[Array, Memory], now: tuple[Array, Key]
+            ) -> tuple[tuple[Array, Memory], Array]:
+                (state, memory), (score, key) = loop, now
                 key_tie, key_next, key_reward = jax.random.split(key, 3)
-                best = score[at] == score[at].max()
+                best = score[state] == score[state].max()
                 action = jnp.argmax(jnp.where(best, jax.random.uniform(key_tie, best.shape), -1.0))
-                following = jax.random.categorical(key_next, jnp.log(task.transition[at, action]))
-                reward = task.reward[at, action] + jax.random.normal(key_reward)
-                visits = visits.at[at, action, following].add(1)
-                return (following, visits, rewards.at[at, action].add(reward)), reward
+                following = jax.random.categorical(key_next, jnp.log(task.transition[state, action]))
+                reward = task.reward[state, action] + jax.random.normal(key_reward)
+                memory = strategy.learn(memory, state, action, reward, following, parameter)
+                return (following, memory), reward
 
-            start = (jnp.zeros((), jnp.int32), *counts)
-            (_, *counts), reward = jax.lax.scan(step, start, (scores, jax.random.split(key_steps, HORIZON)))
-            return tuple(counts), reward.sum()
+            start = (jnp.zeros((), jnp.int32), memory)
+            (_, memory), reward = jax.lax.scan(step, start, (scores, jax.random.split(key_steps, HORIZON)))
+            return memory, reward.sum()
 
-        zeros = (jnp.zeros_like(task.transition), jnp.zeros_like(task.reward))
+        num_states, num_actions = task.reward.shape
+        memory = strategy.start(num_states, num_actions, parameter)
         turns = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
-        return jax.lax.scan(episode, zeros, turns)[1]
+        return jax.lax.scan(episode, memory, turns)[1].sum()
 
     return jax.vmap(one)(tasks, jax.random.split(key, tasks.reward.shape[0]))
 
@@ -172,9 +265,16 @@ def total_reward(plan: Plan, tasks: TabularTask, key: Key, parameter: Array, num
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(random),
     "psrl": Strategy(psrl),
-    "opsrl": Strategy(opsrl, (2.0, 3.0, 5.0, 10.0)),
-    "ucrl2": Strategy(ucrl2, (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)),
-    "beb": Strategy(beb, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)),
-    "epsilon_greedy": Strategy(epsilon_greedy, (0.01, 0.02, 0.05, 0.1, 0.2)),
+    "opsrl": Strategy(opsrl, (2.0, 3.0, 5.0, 10.0), "samples"),
+    "ucrl2": Strategy(ucrl2, (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "scale of the radii"),
+    "beb": Strategy(beb, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), "bonus"),
+    "epsilon_greedy": Strategy(epsilon_greedy, (0.01, 0.02, 0.05, 0.1, 0.2), "ε"),
     "greedy": Strategy(greedy),
+    "q_learning": Strategy(
+        q_learning,
+        tuple(itertools.product((0.0, 5.0, 10.0, 20.0), (0.1, 0.2, 0.4), (0.0, 0.05, 0.1))),
+        "initial value, step size, ε",
+        initial_values,
+        update_values,
+    ),
 }

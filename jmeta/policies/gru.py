@@ -23,6 +23,9 @@ class GRUParams(NamedTuple):
 def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Policy:
     """A gated recurrent unit with a policy and a critic head.
 
+    The reset gate r scales the state h after its product, r (U h + b), as in cuDNN and PyTorch; the paper's
+    scales it before, U (r h).
+
     Args:
       spec: the environment's.
       size: H, units.

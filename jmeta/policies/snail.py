@@ -31,12 +31,12 @@ class SnailParams(NamedTuple):
 
 
 class SnailCarry(NamedTuple):
-    """The inputs of every layer so far; rows later than `time` are not read."""
+    """The past of every layer; rows from `time` on are not read."""
 
     time: Array  # [] int32
-    convolutions: tuple[tuple[Array, ...], ...]  # inputs [L, C] of each dense block
-    keys: Array  # [L, K]
-    values: Array  # [L, V]
+    outputs: Array  # [L + 1, C] of the last dense block; the input of each is its first columns
+    keys: Array  # [L + 1, K]
+    values: Array  # [L + 1, V]
 
 
 def snail(
@@ -52,7 +52,8 @@ def snail(
     Args:
       spec: the environment's.
       size: F, filters, and sizes of the embedding, the keys and the values.
-      max_steps: L, steps of the longest trial; None takes the family's trials.
+      max_steps: L, steps of the longest trial; None takes the family's trials. The memory also holds the
+        observation after the last step.
       separate_critic: whether the critic has a model of its own.
 
     Returns:
@@ -79,28 +80,23 @@ def snail(
 
     def initial_carry(num_inputs: int) -> SnailCarry:
         del num_inputs
-        convolutions = tuple(tuple(jnp.zeros((max_steps, inputs)) for inputs in block) for block in widths)
-        memory = jnp.zeros((max_steps, size))
-        return SnailCarry(jnp.zeros((), jnp.int32), convolutions, memory, memory)
+        outputs, memory = jnp.zeros((max_steps + 1, width)), jnp.zeros((max_steps + 1, size))
+        return SnailCarry(jnp.zeros((), jnp.int32), outputs, memory, memory)
 
     def unroll(params: SnailParams, carry: SnailCarry, x: Array) -> tuple[SnailCarry, Array]:
-        rows = carry.time + jnp.arange(x.shape[0])
+        time = carry.time
         x = jax.nn.relu(params.embed(x))
-        caches = []
-        for block, block_caches in zip(params.convolutions, carry.convolutions, strict=True):
-            new = []
-            for layer, cache, dilation in zip(block, block_caches, dilations, strict=True):
-                cache = remember(cache, x, carry.time)
-                new.append(cache)
-                earlier = cache[jnp.maximum(rows - dilation, 0)] * (rows >= dilation)[:, None]
+        for block in params.convolutions:
+            for layer, dilation in zip(block, dilations, strict=True):
+                earlier = _delay(x, carry.outputs, time, dilation)
                 kernel, gate = jnp.split(layer(jnp.concatenate([earlier, x], axis=-1)), 2, axis=-1)
                 x = jnp.concatenate([x, jnp.tanh(kernel) * jax.nn.sigmoid(gate)], axis=-1)
-            caches.append(tuple(new))
-        keys = remember(carry.keys, params.attention.key(x), carry.time)
-        values = remember(carry.values, params.attention.value(x), carry.time)
-        read = causal_attention(params.attention.query(x), keys, values, carry.time)
-        carry = SnailCarry(carry.time + x.shape[0], tuple(caches), keys, values)
-        return carry, jnp.concatenate([x, read], axis=-1)
+        # Also the columns that nothing reads again: they need every read above, so XLA can write in place.
+        outputs = remember(carry.outputs, x, time)
+        keys = remember(carry.keys, params.attention.key(x), time)
+        values = remember(carry.values, params.attention.value(x), time)
+        read = causal_attention(params.attention.query(x), keys, values, time)
+        return SnailCarry(time + len(x), outputs, keys, values), jnp.concatenate([x, read], axis=-1)
 
     def step(params: SnailParams, carry: SnailCarry, x: Array) -> tuple[SnailCarry, Array]:
         carry, y = unroll(params, carry, x[None])
@@ -108,3 +104,10 @@ def snail(
 
     core = Core(init, initial_carry, step, unroll, lambda num_inputs: width + size, max_steps)
     return sequence_policy(spec, core, separate_critic=separate_critic)
+
+
+def _delay(x: Array, cache: Array, time: Array, dilation: int) -> Array:
+    """`x` [T, C], of the rows from `time` on, `dilation` rows earlier: first from `cache`, 0 before row 0."""
+    rows = time - dilation + jnp.arange(min(len(x), dilation))
+    past = cache[jnp.maximum(rows, 0), : x.shape[1]] * (rows >= 0)[:, None]
+    return jnp.concatenate([past, x[: len(x) - len(rows)]])

@@ -26,16 +26,16 @@ class TransformerParams(NamedTuple):
     """Embedding of the input and of its position, and the layers."""
 
     embed: Dense  # [D, C]
-    position: Array  # [L, C]
+    position: Array  # [L + 1, C]
     layers: tuple[Layer, ...]
 
 
 class TransformerCarry(NamedTuple):
-    """Keys and values of every layer so far; rows later than `time` are not read."""
+    """Keys and values of every layer so far; rows from `time` on are not read."""
 
     time: Array  # [] int32
-    keys: Array  # [layers, L, C]
-    values: Array  # [layers, L, C]
+    keys: tuple[Array, ...]  # [L + 1, C] of each layer: apart, so that a step writes them in place
+    values: tuple[Array, ...]  # [L + 1, C] of each layer
 
 
 def transformer(
@@ -57,7 +57,8 @@ def transformer(
       size: C, of the embedding.
       num_layers: layers.
       num_heads: of attention in a layer; they divide `size`.
-      max_steps: L, steps of the longest trial; None takes the family's trials.
+      max_steps: L, steps of the longest trial; None takes the family's trials. The memory also holds the
+        observation after the last step.
       separate_critic: whether the critic has a model of its own.
 
     Returns:
@@ -85,12 +86,12 @@ def transformer(
                 dense(key_narrow, 4 * size, size, small),
             )
 
-        position = 0.02 * jax.random.normal(key_position, (max_steps, size))
+        position = 0.02 * jax.random.normal(key_position, (max_steps + 1, size))
         return TransformerParams(dense(key_embed, num_inputs, size), position, tuple(map(layer, keys)))
 
     def initial_carry(num_inputs: int) -> TransformerCarry:
         del num_inputs
-        cache = jnp.zeros((num_layers, max_steps, size))
+        cache = (jnp.zeros((max_steps + 1, size)),) * num_layers
         return TransformerCarry(jnp.zeros((), jnp.int32), cache, cache)
 
     def heads(x: Array) -> Array:
@@ -111,7 +112,7 @@ def transformer(
             x = x + layer.narrow(jax.nn.gelu(layer.widen(_normalize(x))))
             all_keys.append(keys)
             all_values.append(values)
-        return TransformerCarry(time + length, jnp.stack(all_keys), jnp.stack(all_values)), _normalize(x)
+        return TransformerCarry(time + length, tuple(all_keys), tuple(all_values)), _normalize(x)
 
     def step(params: TransformerParams, carry: TransformerCarry, x: Array) -> tuple[TransformerCarry, Array]:
         carry, y = unroll(params, carry, x[None])

@@ -13,6 +13,7 @@ from jmeta.envs.point_mass import point_mass
 from jmeta.types import Adapted, Continuous, Discrete, EnvSpec, PolicyInput
 
 STEPS = 12
+LENGTH = STEPS + 1  # a trial, and the observation after its last step
 SIZES = {
     "gru": {"size": 8},
     "lstm": {"size": 8},
@@ -30,11 +31,11 @@ def inputs(spec):
     size = spec.action.num if isinstance(spec.action, Discrete) else spec.action.size
     keys = jax.random.split(jax.random.key(0), 3)
     return PolicyInput(
-        obs=jax.random.normal(keys[0], (STEPS, spec.obs_size)),
-        prev_action=jax.random.normal(keys[1], (STEPS, size)),
-        prev_reward=jax.random.normal(keys[2], (STEPS,)),
-        prev_done=jnp.arange(STEPS) % 4 == 0,
-        first=jnp.arange(STEPS) % 4 == 0,
+        obs=jax.random.normal(keys[0], (LENGTH, spec.obs_size)),
+        prev_action=jax.random.normal(keys[1], (LENGTH, size)),
+        prev_reward=jax.random.normal(keys[2], (LENGTH,)),
+        prev_done=jnp.arange(LENGTH) % 4 == 0,
+        first=jnp.arange(LENGTH) % 4 == 0,
     )
 
 
@@ -72,7 +73,7 @@ def close(actual, expected):
 def test_unroll_equals_scanning_step(case):
     (policy, params, unroll, step), given = case
     carry, outputs = policy.initial_carry(), []
-    for t in range(STEPS):
+    for t in range(LENGTH):
         carry, output = step(params, carry, jax.tree.map(lambda x, t=t: x[t], given))
         outputs.append(output)
     end, together = unroll(params, policy.initial_carry(), given)
@@ -96,7 +97,7 @@ def test_the_past_matters_and_the_future_does_not(case, field):
     _, before = unroll(params, policy.initial_carry(), given)
     _, after = unroll(params, policy.initial_carry(), given._replace(**{field: changed}))
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-        difference = np.abs(np.asarray(a - b)).reshape(STEPS, -1).max(1)
+        difference = np.abs(np.asarray(a - b)).reshape(LENGTH, -1).max(1)
         np.testing.assert_array_equal(difference[:5], 0)
     difference = np.abs(np.asarray(before.value - after.value))
     assert difference[5] > 1e-5 and difference[-1] > 1e-7
@@ -147,23 +148,70 @@ def test_a_gru_step_by_hand():
     np.testing.assert_allclose(carry, [0.5 * np.tanh(1) + 0.5 * 0.5], rtol=1e-6)
 
 
-def test_a_memory_remembers_what_was_written_to_the_least_used_slot():
+def test_with_closed_gates_a_memory_overwrites_the_slots_used_least():
     policy, params, _, step = built("mann", "discrete", False)
-    given = inputs(SPECS["discrete"])
-    carry = policy.initial_carry()
-    for t in range(3):
+    gates = params.core.gates._replace(bias=jnp.full_like(params.core.gates.bias, -100.0))
+    params = params._replace(core=params.core._replace(gates=gates))
+    given, carry = inputs(SPECS["discrete"]), policy.initial_carry()
+    for t in range(LENGTH):
         before = carry
         carry, _ = step(params, carry, jax.tree.map(lambda x, t=t: x[t], given))
+        memory = np.array(before.memory)
         least = np.argsort(np.asarray(before.usage), kind="stable")[:2]
-        rows = np.abs(np.asarray(carry.memory) - np.asarray(before.memory)).max(1)
-        assert (rows[least] > 1e-3).all()  # both heads' slots are overwritten
+        memory[least] = jnp.tanh(params.core.keys(carry.controller.hidden)).reshape(2, 4)
+        np.testing.assert_allclose(carry.memory, memory, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(np.asarray(carry.read_weights).sum(1), 1, rtol=1e-5)
 
 
+def test_convolutions_reach_back_as_far_as_their_dilations():
+    """Exactly so far, where only some of the layers of some of the blocks speak, and attention does not."""
+    steps = 20
+    policy = policies.snail(EnvSpec(obs_size=1, action=Discrete(1), horizon=steps), size=4, max_steps=steps)
+    params = randomised(policy)
+
+    def silent(layer):
+        return jax.tree.map(jnp.zeros_like, layer)
+
+    def speaking(blocks, layers):
+        core = params.core
+        convolutions = tuple(
+            tuple(
+                layer if b in blocks and i in layers else silent(layer)
+                for i, layer in enumerate(core.convolutions[b])
+            )
+            for b in range(2)
+        )
+        embed = core.embed._replace(bias=jnp.ones_like(core.embed.bias))  # no unit is off
+        attention = core.attention._replace(value=silent(core.attention.value))
+        core = core._replace(embed=embed, convolutions=convolutions, attention=attention)
+        return params._replace(core=core)
+
+    def values(obs, params):
+        nothing = jnp.zeros(steps)
+        given = PolicyInput(obs[:, None], nothing[:, None], nothing, nothing > 0, nothing > 0)
+        # In two parts: the second reads some of its past from the carry and some from itself.
+        carry, first = policy.unroll(params, policy.initial_carry(), jax.tree.map(lambda x: x[:3], given))
+        _, second = policy.unroll(params, carry, jax.tree.map(lambda x: x[3:], given))
+        return jnp.concatenate([first.value, second.value])
+
+    jacobian = jax.jit(jax.jacobian(values))
+    lag = np.subtract.outer(np.arange(steps), np.arange(steps))
+    for blocks, layers, reach in (
+        ([0], [2], [0, 4]),
+        ([0], [0, 1, 2], range(2**3)),
+        ([1], [0, 1, 2], range(2**3)),
+        ([0, 1], [0, 1, 2], range(2 * (2**3 - 1) + 1)),
+    ):
+        depends = np.asarray(jacobian(jnp.zeros(steps), speaking(blocks, layers))) != 0
+        np.testing.assert_array_equal(depends, np.isin(lag, reach), f"blocks {blocks}, layers {layers}")
+
+
 def test_the_longest_trial_is_declared():
-    assert policies.snail(SPECS["discrete"], max_steps=7).max_steps == 7
-    assert policies.transformer(SPECS["discrete"], max_steps=7).max_steps == 7
-    assert policies.gru(SPECS["discrete"]).max_steps is None
+    spec = EnvSpec(obs_size=2, action=Discrete(3), horizon=4, trial_episodes=3)
+    for factory in (policies.snail, policies.transformer):
+        assert factory(spec).max_steps == 12
+        assert factory(spec, max_steps=7).max_steps == 7
+    assert policies.gru(spec).max_steps is None
 
 
 @pytest.mark.parametrize(
