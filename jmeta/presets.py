@@ -78,7 +78,10 @@ _MEMORY: dict[str, Any] = {
 }
 _MANY_TRIALS: dict[str, Any] = {"training": {"num_tasks": 1024}}
 TRIALS: dict[str, dict[str, Any]] = {
-    "bandit": _MANY_TRIALS,
+    "bandit": {
+        "algorithm": {"optimizer": {"learning_rate": 3e-3}, "discount": 1.0},
+        "training": {"iterations": 600, "num_tasks": 1024, "log_every": 50, "checkpoint_every": 100},
+    },
     "grid-goal": _MANY_TRIALS,
     "random-mdp": _MANY_TRIALS,
     "recommendation": _MANY_TRIALS,
