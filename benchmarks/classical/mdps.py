@@ -1,9 +1,10 @@
 """Strategies for random Markov decision processes.
 
 A strategy scores actions [H, S, A] before every episode from what it remembers of those before; the action of
-the highest score is taken, ties broken at random. All but Q-learning remember counts and know the prior,
-Dirichlet(1) and N(1, 1), and the unit noise of rewards. A parameter is tuned on other tasks than those it is
-measured on.
+the highest score is taken, ties broken at random. Priors, confidence sets and bonuses are those of TabulaRL
+(github.com/iosband/TabulaRL), with which the published columns were measured: a prior N(0, 1) of mean
+rewards, where tasks are drawn from N(1, 1), and next to none for greedy, ε-greedy and UCRL2. `bayes_greedy`
+knows the prior that tasks are drawn from. A parameter is tuned on other tasks than those it is measured on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from jmeta.types import Array, Key
 HORIZON = 10
 CONFIDENCE = 0.95  # of UCRL2
 DISCOUNT = 0.9  # of Q-learning
-MOST_SAMPLES = 10  # of OPSRL
+MOST_SAMPLES = 20  # of OPSRL
+NEXT_TO_NO_PRIOR = 1e-4
 Memory = Any
 Parameter = Any  # a number, or a tuple of them
 
@@ -30,14 +32,16 @@ Parameter = Any  # a number, or a tuple of them
 class Counts(NamedTuple):
     """What is remembered of the steps taken."""
 
-    visits: Array  # [S, A, S] how often a state and action led to a state
+    visits: Array  # [S, A, S] how often a state and action were seen to lead to a state
+    steps: Array  # [S, A] how often they were taken
     rewards: Array  # [S, A] sum of their rewards
 
 
 def no_counts(num_states: int, num_actions: int, parameter: Parameter) -> Counts:
     """Nothing seen yet."""
     del parameter
-    return Counts(jnp.zeros((num_states, num_actions, num_states)), jnp.zeros((num_states, num_actions)))
+    nothing = jnp.zeros((num_states, num_actions))
+    return Counts(jnp.zeros((num_states, num_actions, num_states)), nothing, nothing)
 
 
 def count(
@@ -46,7 +50,9 @@ def count(
     """One step more."""
     del parameter
     return Counts(
-        counts.visits.at[state, action, following].add(1), counts.rewards.at[state, action].add(reward)
+        counts.visits.at[state, action, following].add(1, mode="drop"),
+        counts.steps.at[state, action].add(1),
+        counts.rewards.at[state, action].add(reward),
     )
 
 
@@ -58,7 +64,8 @@ class Strategy(NamedTuple):
       candidates: values of the parameter to choose from; () where it has none.
       meaning: of the parameter.
       start: (S, A, parameter) -> memory before the first episode.
-      learn: (memory, state, action, reward, next state, parameter) -> memory after a step.
+      learn: (memory, state, action, reward, next state, parameter) -> memory after a step. Nobody sees the
+        state after an episode's last step: it is S.
     """
 
     plan: Callable[[Key, Memory, Array, Parameter], Array]
@@ -68,26 +75,33 @@ class Strategy(NamedTuple):
     learn: Callable[[Memory, Array, Array, Array, Array, Parameter], Memory] = count
 
 
-def _posterior(counts: Counts) -> tuple[Array, Array, Array]:
-    """Mean transitions [S, A, S], mean rewards and their standard deviation [S, A]."""
-    number = counts.visits.sum(-1)
-    transition = (counts.visits + 1) / (number + counts.visits.shape[-1])[..., None]
-    return transition, (counts.rewards + 1) / (number + 1), 1 / jnp.sqrt(number + 1)
+def _posterior(counts: Counts, *, weight: float = 1.0, mean: float = 0.0) -> tuple[Array, Array, Array]:
+    """Mean transitions [S, A, S], mean rewards and their standard deviation [S, A].
+
+    Args:
+      counts: what was seen.
+      weight: of the prior, Dirichlet(weight) and N(mean, 1 / weight).
+      mean: of rewards.
+    """
+    visits = counts.visits + weight
+    number = counts.steps + weight
+    reward = (counts.rewards + weight * mean) / number
+    return visits / visits.sum(-1, keepdims=True), reward, 1 / jnp.sqrt(number)
 
 
-def _backward(score: Callable[[Array], Array], num_states: int) -> Array:
-    """Scores [H, S, A] by backward induction; `score(value [S]) -> [S, A]`."""
+def _backward(score: Callable[[Array, Array], Array], num_states: int) -> Array:
+    """Scores [H, S, A] by backward induction; `score(value [S], steps that follow []) -> [S, A]`."""
 
-    def backup(value: Array, _: None) -> tuple[Array, Array]:
-        scores = score(value)
+    def backup(value: Array, following: Array) -> tuple[Array, Array]:
+        scores = score(value, following)
         return scores.max(-1), scores
 
-    return jax.lax.scan(backup, jnp.zeros(num_states), length=HORIZON)[1][::-1]
+    return jax.lax.scan(backup, jnp.zeros(num_states), jnp.arange(HORIZON))[1][::-1]
 
 
 def solve(transition: Array, reward: Array) -> Array:
     """Scores [H, S, A] that are best for a process [S, A, S], [S, A]."""
-    return _backward(lambda value: reward + transition @ value, len(reward))
+    return _backward(lambda value, following: reward + transition @ value, len(reward))
 
 
 def _explore(key: Key, scores: Array, epsilon: Array) -> Array:
@@ -103,9 +117,16 @@ def random(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Ar
 
 
 def greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
-    """The best for the posterior mean."""
+    """The best for the likeliest process; where nothing was seen, no reward and any state."""
     del key, episode, parameter
-    transition, reward, _ = _posterior(counts)
+    transition, reward, _ = _posterior(counts, weight=NEXT_TO_NO_PRIOR)
+    return solve(transition, reward)
+
+
+def bayes_greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+    """The best for the posterior mean under the prior that tasks are drawn from."""
+    del key, episode, parameter
+    transition, reward, _ = _posterior(counts, mean=1.0)
     return solve(transition, reward)
 
 
@@ -115,10 +136,16 @@ def epsilon_greedy(key: Key, counts: Counts, episode: Array, parameter: Paramete
 
 
 def beb(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
-    """Bayesian exploration bonus, `parameter` / (1 + n) (Kolter and Ng, 2009)."""
+    """Bayesian exploration bonuses of 1 / (1 + n), pseudo-counts included (Kolter and Ng, 2009).
+
+    That of transitions is for every step that follows, times 2 H^3 `parameter`.
+    """
     del key, episode
     transition, reward, _ = _posterior(counts)
-    return solve(transition, reward + parameter / (1 + counts.visits.sum(-1)))
+    num_states = len(reward)
+    reward += 1 / (2 + counts.steps)
+    bonus = 2 * HORIZON**3 * parameter / (1 + num_states + counts.visits.sum(-1))
+    return _backward(lambda value, following: reward + following * bonus + transition @ value, num_states)
 
 
 def _sample(key: Key, counts: Counts) -> tuple[Array, Array]:
@@ -135,31 +162,30 @@ def psrl(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Arra
 
 
 def opsrl(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
-    """The best of `parameter` samples in every backup (Osband and Van Roy, 2017)."""
+    """The highest score by any of `parameter` samples of the posterior."""
     del episode
     keys = jax.random.split(key, MOST_SAMPLES)
-    transition, reward = jax.vmap(lambda key: _sample(key, counts))(keys)
-    used = (jnp.arange(MOST_SAMPLES) < parameter)[:, None, None]
-    return _backward(
-        lambda value: jnp.where(used, reward + transition @ value, -jnp.inf).max(0), reward.shape[1]
-    )
+    scores = jax.vmap(lambda key: solve(*_sample(key, counts)))(keys)
+    used = (jnp.arange(MOST_SAMPLES) < parameter)[:, None, None, None]
+    return jnp.where(used, scores, -jnp.inf).max(0)
 
 
-def confidence_radii(number: Array, steps: Array) -> tuple[Array, Array]:
-    """How far mean rewards and, in the 1-norm, transitions may be off (Jaksch et al., 2010, eqs. 3 and 4).
+def confidence_radii(counts: Counts, episode: Array) -> tuple[Array, Array]:
+    """How far mean rewards and, in the 1-norm, transitions may be off.
+
+    As Jaksch et al. (2010), eqs. 3 and 4, with TabulaRL's constants and episodes for time.
 
     Args:
-      number: visits [S, A].
-      steps: [] the first step of the episode, counted from 1.
+      counts: what was seen.
+      episode: [] its number, counted from 0.
 
     Returns:
       Both radii [S, A].
     """
-    num_states, num_actions = number.shape
-    number = jnp.maximum(number, 1)
-    odds = 2 * num_actions * steps / (1 - CONFIDENCE)
-    reward = jnp.sqrt(7 * jnp.log(num_states * odds) / (2 * number))
-    return reward, jnp.sqrt(14 * num_states * jnp.log(odds) / number)
+    num_states, num_actions = counts.rewards.shape
+    log = 4 * jnp.log(2 * num_states * num_actions * (episode + 2) / (1 - CONFIDENCE))
+    reward, transition = jnp.maximum(counts.steps, 1), jnp.maximum(counts.visits.sum(-1), 1)
+    return jnp.sqrt(log / reward), jnp.sqrt(num_states * log / transition)
 
 
 def optimistic_transition(estimate: Array, radius: Array, value: Array) -> Array:
@@ -184,15 +210,14 @@ def ucrl2(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Arr
     Its radii are scaled by `parameter`: as they are, it only explores here.
     """
     del key
-    num_states = len(counts.rewards)
-    number = counts.visits.sum(-1)
-    seen = number > 0
-    estimate = jnp.where(seen[..., None], counts.visits / jnp.maximum(number, 1)[..., None], 1 / num_states)
-    reward_radius, radius = confidence_radii(number, HORIZON * episode + 1.0)
-    reward = jnp.where(seen, counts.rewards / jnp.maximum(number, 1), 1.0) + parameter * reward_radius
+    estimate, reward, _ = _posterior(counts, weight=NEXT_TO_NO_PRIOR)
+    reward_radius, radius = confidence_radii(counts, episode)
+    reward += parameter * reward_radius
     return _backward(
-        lambda value: reward + (optimistic_transition(estimate, parameter * radius, value) @ value),
-        num_states,
+        lambda value, following: (
+            reward + (optimistic_transition(estimate, parameter * radius, value) @ value)
+        ),
+        len(reward),
     )
 
 
@@ -204,9 +229,10 @@ def initial_values(num_states: int, num_actions: int, parameter: Parameter) -> A
 def update_values(
     values: Array, state: Array, action: Array, reward: Array, following: Array, parameter: Parameter
 ) -> Array:
-    """Q-values after a step (Watkins and Dayan, 1992); the end of an episode is no terminal state."""
-    difference = reward + DISCOUNT * values[following].max() - values[state, action]
-    return values.at[state, action].add(parameter[1] * difference)
+    """Q-values after a step (Watkins and Dayan, 1992); after the last there is nothing to learn from."""
+    seen = following < len(values)
+    difference = reward + DISCOUNT * values[jnp.where(seen, following, 0)].max() - values[state, action]
+    return values.at[state, action].add(jnp.where(seen, parameter[1] * difference, 0.0))
 
 
 def q_learning(key: Key, values: Array, episode: Array, parameter: Parameter) -> Array:
@@ -239,19 +265,22 @@ def total_reward(
             scores = strategy.plan(key_plan, memory, number, parameter)
 
             def step(
-                loop: tuple[Array, Memory], now: tuple[Array, Key]
+                loop: tuple[Array, Memory], now: tuple[Array, Array, Key]
             ) -> tuple[tuple[Array, Memory], Array]:
-                (state, memory), (score, key) = loop, now
+                (state, memory), (score, last, key) = loop, now
                 key_tie, key_next, key_reward = jax.random.split(key, 3)
                 best = score[state] == score[state].max()
                 action = jnp.argmax(jnp.where(best, jax.random.uniform(key_tie, best.shape), -1.0))
                 following = jax.random.categorical(key_next, jnp.log(task.transition[state, action]))
                 reward = task.reward[state, action] + jax.random.normal(key_reward)
-                memory = strategy.learn(memory, state, action, reward, following, parameter)
+                seen = jnp.where(last, num_states, following)
+                memory = strategy.learn(memory, state, action, reward, seen, parameter)
                 return (following, memory), reward
 
             start = (jnp.zeros((), jnp.int32), memory)
-            (_, memory), reward = jax.lax.scan(step, start, (scores, jax.random.split(key_steps, HORIZON)))
+            last = jnp.arange(HORIZON) == HORIZON - 1
+            keys = jax.random.split(key_steps, HORIZON)
+            (_, memory), reward = jax.lax.scan(step, start, (scores, last, keys))
             return memory, reward.sum()
 
         num_states, num_actions = task.reward.shape
@@ -265,11 +294,12 @@ def total_reward(
 STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(random),
     "psrl": Strategy(psrl),
-    "opsrl": Strategy(opsrl, (2.0, 3.0, 5.0, 10.0), "samples"),
-    "ucrl2": Strategy(ucrl2, (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5), "scale of the radii"),
-    "beb": Strategy(beb, (0.25, 0.5, 1.0, 2.0, 4.0, 8.0), "bonus"),
-    "epsilon_greedy": Strategy(epsilon_greedy, (0.01, 0.02, 0.05, 0.1, 0.2), "ε"),
+    "opsrl": Strategy(opsrl, (2.0, 3.0, 5.0, 10.0, 20.0), "samples"),
+    "ucrl2": Strategy(ucrl2, tuple(10 ** (-k / 2) for k in range(1, 9)), "scale of the radii"),
+    "beb": Strategy(beb, tuple(10 ** (-k / 2) for k in range(1, 9)), "scale of the bonus"),
+    "epsilon_greedy": Strategy(epsilon_greedy, (0.1, 0.2, 0.3), "ε"),
     "greedy": Strategy(greedy),
+    "bayes_greedy": Strategy(bayes_greedy),
     "q_learning": Strategy(
         q_learning,
         tuple(itertools.product((0.0, 5.0, 10.0, 20.0), (0.1, 0.2, 0.4), (0.0, 0.05, 0.1))),

@@ -29,12 +29,29 @@ def test_all_exploration_is_random():
     np.testing.assert_array_equal(explored, totals(mdps.Strategy(mdps.random), TASK))
 
 
-def test_confidence_radii_are_those_of_the_paper():
-    number = jnp.zeros((10, 5)).at[0, 0].set(4)
-    reward, transition = mdps.confidence_radii(number, 1.0)
-    # S = 10, A = 5, t = 1: sqrt(7 log(2 S A t / 0.05) / 2 n) and sqrt(14 S log(2 A t / 0.05) / n), n = 4, 1.
-    np.testing.assert_allclose(reward[0, :2], [np.sqrt(3.5 * np.log(2000) / n) for n in (4, 1)], rtol=1e-5)
-    np.testing.assert_allclose(transition[0, :2], [np.sqrt(140 * np.log(200) / n) for n in (4, 1)], rtol=1e-5)
+def test_confidence_radii_by_hand():
+    counts = mdps.no_counts(10, 5, 0.0)
+    for following in (3, 3, 7, 10):  # the last is not seen
+        counts = mdps.count(counts, 0, 0, 1.5, following, 0.0)
+    reward, transition = mdps.confidence_radii(counts, 0.0)
+    # S = 10, A = 5: sqrt(4 log(2 S A (0 + 2) / 0.05) / n), times S under the root for transitions.
+    log = np.log(2 * 10 * 5 * 2 / 0.05)
+    np.testing.assert_allclose(reward[0, :2], [np.sqrt(4 * log / n) for n in (4, 1)], rtol=1e-5)
+    np.testing.assert_allclose(transition[0, :2], [np.sqrt(40 * log / n) for n in (3, 1)], rtol=1e-5)
+
+
+def test_posterior_by_hand():
+    counts = mdps.no_counts(2, 1, 0.0)
+    for reward, following in ((2.0, 1), (4.0, 2)):  # the second next state is not seen
+        counts = mdps.count(counts, 0, 0, reward, following, 0.0)
+    # Dirichlet(1, 1) and one visit of state 1; N(1, 1) and two rewards: (1 + 2 + 4) / 3.
+    transition, reward, std = mdps._posterior(counts, mean=1.0)
+    np.testing.assert_allclose(transition[0, 0], [1 / 3, 2 / 3], rtol=1e-6)
+    np.testing.assert_allclose([reward[0, 0], std[0, 0]], [7 / 3, 3**-0.5], rtol=1e-6)
+    # Next to no prior: what was seen.
+    transition, reward, _ = mdps._posterior(counts, weight=1e-4)
+    np.testing.assert_allclose(transition[0, 0], [0, 1], atol=1e-3)
+    np.testing.assert_allclose(reward[:, 0], [3.0, 0.0], atol=1e-3)
 
 
 def test_optimistic_transition_by_hand():
@@ -63,6 +80,7 @@ def test_q_learning_update_by_hand():
     # 1 + 0.5 (3 + 0.9 x 4 - 1) = 3.8
     found = mdps.update_values(values, 0, 1, 3.0, 1, (0.0, 0.5, 0.0))
     np.testing.assert_allclose(found, [[0.0, 3.8], [2.0, 4.0]], rtol=1e-6)
+    np.testing.assert_array_equal(mdps.update_values(values, 0, 1, 3.0, 2, (0.0, 0.5, 0.0)), values)
 
 
 def test_q_learning_finds_the_better_action():
