@@ -67,8 +67,8 @@ def thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Arra
 def optimistic_thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
     """The most probable, for all arms at once, of `parameter` samples of the posterior.
 
-    So read, the optimistic variant of Duan et al. (2016) gives what they publish. That of May et al. (2012),
-    whom they cite, is the larger of sample and mean; it gives less.
+    That is what the published figures are of (the scripts of Duan et al., 2016, with up to 20 samples). The
+    variant of May et al. (2012), whom they cite, is the larger of sample and mean; it gives less.
     """
 
     def better(index: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -155,7 +155,6 @@ def strategies(num_pulls: int) -> dict[str, Strategy]:
         "random": Strategy(random),
         "gittins": Strategy(gittins(num_pulls, 1 - 1 / num_pulls)),
         "thompson": Strategy(thompson),
-        # With more samples it is better than published where there are 50 arms.
         "optimistic_thompson": Strategy(optimistic_thompson, (5.0, 10.0, 20.0), "samples"),
         "ucb1": Strategy(ucb1, tuple(np.round(np.arange(0.05, 1.05, 0.05), 2)), "width"),
         "epsilon_greedy": Strategy(epsilon_greedy, (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "ε"),
