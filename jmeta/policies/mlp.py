@@ -41,7 +41,7 @@ def mlp(
 
     Args:
       spec: the environment's.
-      hidden: sizes of the hidden layers.
+      hidden: sizes of the hidden layers; none for a linear policy.
       activation: "tanh", "relu", "elu" or "swish".
       init_log_std: initial log standard deviation; continuous actions only.
       min_log_std: lower bound on it. It holds for every set of parameters, the adapted ones too; below it
@@ -60,8 +60,8 @@ def mlp(
       ValueError: an argument is out of its range.
     """
     hidden = tuple(hidden)
-    if not hidden or any(size < 1 for size in hidden):
-        raise ValueError(f"hidden is {hidden}; must be one or more positive layer sizes.")
+    if any(size < 1 for size in hidden):
+        raise ValueError(f"hidden is {hidden}; must be positive layer sizes, or none for a linear policy.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; must be one of {sorted(ACTIVATIONS)}.")
     if not (math.isfinite(min_log_std) and math.isfinite(init_log_std) and min_log_std <= init_log_std):

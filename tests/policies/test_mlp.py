@@ -112,10 +112,18 @@ def test_log_std_is_clamped_for_any_parameters():
     np.testing.assert_allclose(gradient, [0.0, T])
 
 
+def test_without_hidden_layers_it_is_linear():
+    policy = mlp(SPECS["continuous"], hidden=())
+    params = policy.init(jax.random.key(0))
+    inputs = make_inputs(SPECS["continuous"], jax.random.key(1))
+    (layer,) = params["policy"]
+    mean = policy.unroll(params, (), inputs)[1].distribution.mean
+    np.testing.assert_allclose(mean, inputs.obs @ layer.kernel + layer.bias, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"hidden": ()}, r"hidden is \(\)"),
         ({"hidden": (8, 0)}, r"hidden is \(8, 0\)"),
         ({"activation": "cube"}, "activation is 'cube'.*tanh"),
         ({"init_log_std": -4.0}, "init_log_std is -4.0 and min_log_std is -3.0"),
