@@ -231,25 +231,21 @@ def _build(config: RunConfig, *, tasks_given: bool = False) -> tuple[TaskFamily,
 
     As many cores are used as divide the tasks, unless the user chose their number: then all.
     """
-    import jax
-
-    from jmeta import parallel
     from jmeta.runs.config import build
 
-    num_tasks = config.training.num_tasks
-    _start(num_tasks, tasks_given)
+    _start(config.training.num_tasks, tasks_given, max(1, config.algorithm.get("minibatches", 1)))
     family, _, algorithm = build(config)
-    parallel.check_divisible(num_tasks, len(jax.devices()), algorithm.task_multiple)
     return family, algorithm
 
 
-def _start(num_tasks: int, given: bool) -> None:
+def _start(num_tasks: int, given: bool, minibatches: int = 1) -> None:
     import jax
 
     from jmeta import parallel, runtime
 
-    runtime.configure(num_tasks=None if given or num_tasks < 1 else num_tasks)
-    parallel.check_divisible(num_tasks, len(jax.devices()))
+    shared = max(1, num_tasks // minibatches)  # every device has a part of every minibatch
+    runtime.configure(num_tasks=None if given else shared)
+    parallel.check_divisible(num_tasks, len(jax.devices()), minibatches)
 
 
 # -- jmeta evaluate -----------------------------------------------------------------------------------
@@ -272,7 +268,7 @@ class Evaluate:
     seed: int = 0
     """Of the tasks and the episodes."""
     plot: pathlib.Path | None = None
-    """File to draw the adaptation curve in, .png or .pdf; needs Matplotlib."""
+    """File to draw the adaptation curve in, .png, .pdf or .svg; needs Matplotlib."""
 
 
 def evaluate(argv: list[str]) -> None:
@@ -306,11 +302,7 @@ def evaluate(argv: list[str]) -> None:
         from jmeta.reporting.tables import adaptation_table
         from jmeta.training import initial_state
 
-        usual = 3 if algorithm.trial_steps is None else algorithm.trial_steps
-        steps = usual if flags.steps is None else flags.steps
-        room = algorithm.max_adapt_steps
-        if room is not None and steps > room:
-            raise ValueError(f"--steps must be at most {room}, the room of the policy's memory, not {steps}")
+        steps = evaluation.adaptation_steps(algorithm, flags.steps)
         if flags.plot is not None:
             plots.check(flags.plot)
         state = run.restore_checkpoint(iteration, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))

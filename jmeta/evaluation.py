@@ -46,7 +46,7 @@ def evaluate(
     key: Key,
     *,
     num_tasks: int = 100,
-    num_steps: int = 3,
+    num_steps: int | None = None,
     num_episodes: int = 20,
     heldout: bool = False,
 ) -> Evaluation:
@@ -61,19 +61,16 @@ def evaluate(
       params: meta-parameters.
       key: consumed; tasks and episodes are fresh for a fresh key.
       num_tasks: fresh tasks; a multiple of the devices of the mesh that is set.
-      num_steps: k, adaptation steps: of gradient methods updates, of those with a memory episodes.
+      num_steps: k, adaptation steps, as `adaptation_steps` takes it.
       num_episodes: episodes after the last step.
       heldout: draw from the family's held-out split.
 
     Raises:
       ValueError: a count is out of its range, or not divided by the devices.
     """
-    for name, value, least in (("num_steps", num_steps, 0), ("num_episodes", num_episodes, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    room = algorithm.max_adapt_steps
-    if room is not None and num_steps > room:
-        raise ValueError(f"num_steps must be at most {room}, got {num_steps}")
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+    num_steps = adaptation_steps(algorithm, num_steps)
     parallel.check_divisible(num_tasks, parallel.num_devices())
     block = parallel.tasks_per_block(num_episodes)
 
@@ -97,6 +94,26 @@ def evaluate(
     if family.optimal_return is None:
         return result
     return dataclasses.replace(result, optimal_mean=float(np.asarray(optimal).mean()))
+
+
+def adaptation_steps(algorithm: MetaAlgorithm, num_steps: int | None) -> int:
+    """Adaptation steps to evaluate: updates, or of a policy with a memory episodes.
+
+    Args:
+      algorithm: any meta-learner.
+      num_steps: None takes 3, or where a policy plays a trial, all episodes but the trial's last.
+
+    Raises:
+      ValueError: if it is negative, or more than the policy's memory has room for.
+    """
+    if num_steps is None:
+        return 3 if algorithm.trial_steps is None else algorithm.trial_steps
+    if num_steps < 0:
+        raise ValueError(f"num_steps must be at least 0, got {num_steps}")
+    room = algorithm.max_adapt_steps
+    if room is not None and num_steps > room:
+        raise ValueError(f"num_steps must be at most {room}, the room of the memory, got {num_steps}")
+    return num_steps
 
 
 def summarize(returns: np.ndarray) -> Evaluation:

@@ -70,10 +70,9 @@ _NEED_A_NETWORK = ("anil", "cavia", "imaml", "meta-sgd")
 _MEMORY: dict[str, Any] = {
     "algorithm": {
         "optimizer": {"name": "adam", "learning_rate": 1e-3, "max_grad_norm": 1.0},
-        "gae_lambda": 0.95,
         "normalize_advantages": True,
     },
-    "policy": {"name": "gru", "size": 64},
+    "policy": {"name": "gru"},
     "training": {"iterations": 300, "num_tasks": 64},
 }
 _MANY_TRIALS: dict[str, Any] = {"training": {"num_tasks": 1024}}
@@ -111,7 +110,7 @@ def preset(algorithm: str, family: str) -> RunConfig:
         learner = {}
     names = {"algorithm": {"name": algorithm}, "family": {"name": family}}
     meta_trained = _META_TRAINED if "optimizer" in known else {}
-    trials = TRIALS.get(family, {}) if algorithm == "rl2" else {}
+    trials = TRIALS.get(family, {}) if "unroll_length" in known else {}
     layers = (meta_trained, FAMILIES.get(family, {}), learner, ALGORITHMS.get(algorithm, {}), trials, names)
     merged = _merge(_DEFAULTS, *layers)
     for kind in ("algorithm", "policy"):  # what is not for the one chosen was for another

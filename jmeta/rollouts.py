@@ -36,7 +36,11 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
 
     Returns:
       The policy as it is after the last step, and the `Rollout` [T, ...].
+
+    Raises:
+      ValueError: if the policy's memory cannot hold an episode.
     """
+    check_room(policy, env.spec.horizon)
     key_reset, key_steps = jax.random.split(key)
     env_state, start = env.reset(key_reset, task)
     false, true = jnp.zeros((), bool), jnp.ones((), bool)
@@ -108,7 +112,11 @@ def trial(
       The policy after the last episode, so that a trial can go on; the steps as one `Rollout` [E T, ...],
       those that were taken first, so that `policy.unroll` on its inputs repeats the trial (`last_obs` and
       `last_value` [E, ...] are of each episode); and the undiscounted return of each episode [E].
+
+    Raises:
+      ValueError: if the policy's memory cannot hold a trial. (How much it holds already is not looked at.)
     """
+    check_room(policy, num_episodes * env.spec.horizon)
 
     def one(adapted: Adapted, key: Key) -> tuple[Adapted, Rollout]:
         return episode(env, policy, adapted, task, key)
@@ -118,16 +126,22 @@ def trial(
         nothing = LastTransition(_no_action(env), jnp.zeros(()), jnp.zeros((), bool))
         adapted = adapted._replace(previous=nothing)
     adapted, episodes = jax.lax.scan(one, adapted, jax.random.split(key, num_episodes))
-    taken = episodes.mask.ravel() > 0
+    steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
+    last: dict[str, Any] = {"last_obs": episodes.last_obs, "last_value": episodes.last_value}
+    if not env.spec.terminates:
+        return adapted, steps._replace(**last), episodes.reward.sum(-1)
+    taken = steps.mask > 0
     position = jnp.where(taken, jnp.cumsum(taken) - 1, taken.sum() + jnp.cumsum(~taken) - 1)
     order = jnp.zeros_like(position).at[position].set(jnp.arange(len(position)), unique_indices=True)
+    fields = {name: field for name, field in steps._asdict().items() if name not in last}
+    in_order = jax.tree.map(lambda x: x[order], fields)
+    return adapted, Rollout(**in_order, **last), episodes.reward.sum(-1)
 
-    def in_order(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, *x.shape[2:])[order]
 
-    last: dict[str, Any] = {"last_obs": episodes.last_obs, "last_value": episodes.last_value}
-    fields = {name: field for name, field in episodes._asdict().items() if name not in last}
-    return adapted, Rollout(**jax.tree.map(in_order, fields), **last), episodes.reward.sum(-1)
+def check_room(policy: Policy, num_steps: int) -> None:
+    """Raises ValueError unless the policy's memory can hold so many steps."""
+    if policy.max_steps is not None and policy.max_steps < num_steps:
+        raise ValueError(f"max_steps of the policy must be at least {num_steps}, got {policy.max_steps}")
 
 
 def returns(rollout: Rollout) -> jax.Array:

@@ -45,8 +45,8 @@ class EnvSpec:
       action: the action space.
       horizon: T, environment steps in an episode; reaching it is a time limit, not a termination.
       trial_episodes: E, episodes of one task that make a trial, for methods with a memory.
-      terminates: whether an episode may end before the horizon. Where it cannot, nothing is masked, which
-        spares a policy with a large memory a copy of it at every step.
+      terminates: whether an episode may end before the horizon. Where it cannot, `TimeStep.terminated` is
+        ignored and nothing is masked, which spares a policy with a large memory a copy of it at every step.
     """
 
     obs_size: int
@@ -226,4 +226,3 @@ class MetaAlgorithm(NamedTuple):
     # Of methods that adapt by playing a trial (None for others):
     trial_steps: int | None = None  # episodes of adaptation before the trial's last
     max_adapt_steps: int | None = None  # after which the policy's memory still has room for an episode
-    task_multiple: int = 1  # minibatches, which divide the tasks of a device

@@ -97,6 +97,19 @@ def test_evaluate_prints_a_table_and_writes_it(trained, capsys):
         assert f"{mean:.2f}" in printed
 
 
+def test_a_trial_is_evaluated_by_the_episode(empty_folder, capsys):
+    small = "--tasks 8 --iterations 1 --log-every 1 --checkpoint-every 1 --epochs 1 --family.horizon 3"
+    policy = "--policy transformer --policy.size 4 --policy.num-heads 1 --policy.num-layers 1"
+    assert cli.main(["train", "rl2", "grid-goal", *small.split(), *policy.split(), "--run-dir", "run"]) == 0
+    assert cli.main(["evaluate", "run", "--tasks", "4", "--episodes", "1"]) == 0
+    written = json.loads(pathlib.Path("run/evaluation.json").read_text())
+    assert written["steps"] == [0, 1, 2, 3]  # a trial has four episodes
+    assert f"{written['optimal_mean'] - written['return_mean'][0]:.2f}" in capsys.readouterr().out
+    assert cli.main(["evaluate", "run", "--tasks", "4", "--steps", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "num_steps must be at most 3" in error and error.count("\n") == 1
+
+
 def test_heldout_tasks_are_others(trained):
     means = []
     for split in ("train", "heldout"):
@@ -229,6 +242,10 @@ def test_list_names_everything(capsys):
         ),
         ("train maml point-goal --tasks 5", "2 devices that share them, got 5"),
         ("train rl2 grid-goal --tasks 20", "multiple of 8, for 2 devices and 4 minibatches, got 20"),
+        (
+            "train maml point-goal --policy snail --policy.max-steps 50",
+            "max_steps of the policy must be at least 100, got 50",
+        ),
         ("train rl2 grid-goal --optimizer trpo", "optimizer of rl2 must do with gradients alone"),
         ("train --resume", "--run-dir"),
         ("train --resume --run-dir nowhere", "there is no run folder 'nowhere'"),
@@ -346,7 +363,8 @@ def test_the_task_count_is_fitted_to_the_cores_unless_given(monkeypatch):
     monkeypatch.setattr("jmeta.runtime.configure", lambda num_tasks: seen.append(num_tasks))
     cli._start(20, given=False)
     cli._start(20, given=True)
-    assert seen == [20, None]
+    cli._start(64, given=False, minibatches=4)  # every device has a part of every minibatch
+    assert seen == [20, None, 16]
 
 
 # -- as a user runs it --------------------------------------------------------------------------------

@@ -195,6 +195,8 @@ def test_the_optimum_is_that_of_the_same_tasks():
 
 
 def test_more_steps_than_a_memory_holds_are_refused():
-    algorithm = told(goal_family())._replace(max_adapt_steps=2)
-    with pytest.raises(ValueError, match="num_steps must be at most 2, got 3"):
+    algorithm = told(goal_family())._replace(trial_steps=1, max_adapt_steps=2)
+    assert evaluation.adaptation_steps(algorithm, None) == 1
+    assert evaluation.adaptation_steps(told(goal_family()), None) == 3
+    with pytest.raises(ValueError, match="num_steps must be at most 2, the room of the memory, got 3"):
         evaluation.evaluate(algorithm, goal_family(), jnp.float32(0), jax.random.key(0), num_steps=3)

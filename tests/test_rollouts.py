@@ -331,3 +331,15 @@ def test_where_nothing_terminates_nothing_changes():
         run = jax.jit(lambda key, env=env: rollouts.trial(env, policy, adapted, task, key, 2))
         found.append(run(jax.random.key(2)))
     jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+def test_more_steps_than_a_memory_holds_are_refused():
+    """Its rows would be written over, without a word."""
+    family = tasks.grid_goal(horizon=5)
+    policy = policies.transformer(family.env.spec, size=4, num_heads=1, max_steps=9)
+    adapted = Adapted(policy.init(jax.random.key(0)), policy.initial_carry())
+    task, key = jnp.zeros(2, jnp.int32), jax.random.key(1)
+    with pytest.raises(ValueError, match="max_steps of the policy must be at least 10, got 9"):
+        rollouts.trial(family.env, policy, adapted, task, key, 2)
+    with pytest.raises(ValueError, match="max_steps of the policy must be at least 5, got 4"):
+        rollouts.episode(family.env, policy._replace(max_steps=4), adapted, task, key)

@@ -77,5 +77,15 @@ def discretize_actions(env: Env, *, bins: int, low: float = -1.0, high: float = 
 
 
 def trials(env: Env, *, num_episodes: int) -> Env:
-    """The same environment, of which `num_episodes` make a trial."""
+    """The same environment, of which `num_episodes` make a trial.
+
+    Args:
+      env: the environment.
+      num_episodes: E, for methods with a memory.
+
+    Raises:
+      ValueError: if it is not positive.
+    """
+    if num_episodes < 1:
+        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
     return env._replace(spec=dataclasses.replace(env.spec, trial_episodes=num_episodes))

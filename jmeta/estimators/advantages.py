@@ -83,7 +83,7 @@ def gae(
 
 
 def normalize(advantage: Array, mask: Array, *, epsilon: float = 1e-5) -> Array:
-    """Advantages with mean 0 and standard deviation 1 over all axes given, which are ONE task's.
+    """Advantages with mean 0 and standard deviation 1 over all axes given: ONE task's (or RL²'s trials).
 
     Args:
       advantage: [...], usually [N, T].

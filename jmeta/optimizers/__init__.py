@@ -134,9 +134,9 @@ def check_gradients_suffice(algorithm: str, optimizer: optax.GradientTransformat
     like = jax.eval_shape(policy.init, jax.random.key(0))
     try:
         jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), like)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"optimizer of {algorithm} must do with gradients alone, and trpo does not"
+            f"optimizer of {algorithm} must do with gradients alone, as trpo does not: {error}"
         ) from error
 
 

@@ -60,5 +60,5 @@ def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Poli
         # All inputs are projected at once: only the recurrent product must wait for its turn.
         return jax.lax.scan(lambda h, p: advance(params, h, p), hidden, params.inputs(x))
 
-    core = Core(init, lambda num_inputs: jnp.zeros(size), step, unroll, lambda num_inputs: size)
+    core = Core(init, lambda: jnp.zeros(size), step, unroll, size)
     return sequence_policy(spec, core, separate_critic=separate_critic)

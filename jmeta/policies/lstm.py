@@ -43,12 +43,12 @@ def lstm(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Pol
     at_least_one(size=size)
     core = Core(
         init=lambda key, num_inputs: init_lstm(key, num_inputs, size),
-        initial_carry=lambda num_inputs: zero_carry(size),
+        initial_carry=lambda: zero_carry(size),
         step=lambda params, carry, x: advance(params, carry, params.inputs(x)),
         unroll=lambda params, carry, x: jax.lax.scan(
             lambda carry, projected: advance(params, carry, projected), carry, params.inputs(x)
         ),
-        size=lambda num_inputs: size,
+        size=size,
     )
     return sequence_policy(spec, core, separate_critic=separate_critic)
 

@@ -45,7 +45,8 @@ def mann(
     """An LSTM controller that reads a memory by content and writes to the least recently used slots.
 
     Reads compare keys with the slots by cosine (eqs. 2 to 4). A head writes its key where it read last or to
-    the least used slot, as a gate says (eqs. 5 to 8); that slot is erased first.
+    the least used slot, as a gate says (eqs. 5 to 8); that slot is erased first. With n heads each has one of
+    the n least used slots to itself, where eq. 8 offers all n to each.
 
     Args:
       spec: the environment's.
@@ -74,8 +75,7 @@ def mann(
             dense(key_gates, size, num_heads),
         )
 
-    def initial_carry(num_inputs: int) -> MannCarry:
-        del num_inputs
+    def initial_carry() -> MannCarry:
         return MannCarry(
             controller=zero_carry(size),
             memory=jnp.full((num_slots, slot_size), 1e-6),
@@ -102,7 +102,7 @@ def mann(
     def unroll(params: MannParams, carry: MannCarry, x: Array) -> tuple[MannCarry, Array]:
         return jax.lax.scan(lambda carry, x: step(params, carry, x), carry, x)
 
-    core = Core(init, initial_carry, step, unroll, lambda num_inputs: size + read_size)
+    core = Core(init, initial_carry, step, unroll, size + read_size)
     return sequence_policy(spec, core, separate_critic=separate_critic)
 
 

@@ -12,15 +12,17 @@ from jmeta import distributions
 from jmeta.policies.layers import Dense, dense
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
+INIT_LOG_STD, MIN_LOG_STD = -0.5, -3.0  # of continuous actions
+
 
 class Core(NamedTuple):
     """A sequence model; `unroll` equals scanning `step`."""
 
     init: Callable[[Key, int], Params]  # key, input size D -> parameters
-    initial_carry: Callable[[int], PyTree]  # input size D -> carry
+    initial_carry: Callable[[], PyTree]
     step: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]  # params, carry, x [D] -> carry, y [H]
     unroll: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]  # the same over a leading [T]
-    size: Callable[[int], int]  # input size D -> H
+    size: int  # H
     max_steps: int | None = None  # longest sequence that the carry can hold
 
 
@@ -34,17 +36,13 @@ class SequenceParams(NamedTuple):
     log_std: Array | None  # [A], continuous actions only
 
 
-def sequence_policy(
-    spec: EnvSpec, core: Core, *, separate_critic: bool, init_log_std: float = -0.5, min_log_std: float = -3.0
-) -> Policy:
+def sequence_policy(spec: EnvSpec, core: Core, *, separate_critic: bool) -> Policy:
     """A policy and a critic on a sequence model, which reads (observation, last action, reward, done, first).
 
     Args:
       spec: the environment's.
       core: the sequence model.
       separate_critic: whether the critic has a core of its own, or a head on the policy's.
-      init_log_std: initial log standard deviation; continuous actions only.
-      min_log_std: lower bound on it.
 
     Returns:
       The policy; its carry is that of the core, or of both.
@@ -55,17 +53,16 @@ def sequence_policy(
 
     def init(key: Key) -> SequenceParams:
         key_core, key_policy, key_critic_core, key_critic = jax.random.split(key, 4)
-        size = core.size(num_inputs)
         return SequenceParams(
             core=core.init(key_core, num_inputs),
-            policy=dense(key_policy, size, num_outputs, 0.01),
+            policy=dense(key_policy, core.size, num_outputs, 0.01),
             critic_core=core.init(key_critic_core, num_inputs) if separate_critic else None,
-            critic=dense(key_critic, size, 1),
-            log_std=jnp.full((num_outputs,), init_log_std, float) if continuous else None,
+            critic=dense(key_critic, core.size, 1),
+            log_std=jnp.full((num_outputs,), INIT_LOG_STD, float) if continuous else None,
         )
 
     def initial_carry() -> PyTree:
-        carry = core.initial_carry(num_inputs)
+        carry = core.initial_carry()
         return (carry, carry) if separate_critic else carry
 
     def over(run: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]) -> Callable[..., PyTree]:
@@ -82,7 +79,7 @@ def sequence_policy(
                 critic_hidden = hidden
             output: PyTree = params.policy(hidden)
             if params.log_std is not None:
-                log_std = jnp.maximum(params.log_std, min_log_std)
+                log_std = jnp.maximum(params.log_std, MIN_LOG_STD)
                 output = distributions.NormalParams(output, jnp.broadcast_to(log_std, output.shape))
             return carry, PolicyOutput(output, params.critic(critic_hidden)[..., 0])
 

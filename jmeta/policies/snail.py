@@ -45,9 +45,9 @@ def snail(
     """Two blocks of dilated causal convolutions and one of attention, with a policy and a critic head.
 
     The arrangement of section 4.3.1: Dense(size), TC(L, size), TC(L, size), Attention(size, size). A block
-    TC(L, F) has ceil(log2 L) dense blocks of kernel 2, dilations 1, 2, 4, ... and gated activations, each
-    appended to its input. One step costs a kernel of every convolution and a read of the memory, as the
-    paper's does; `unroll` is parallel over time.
+    TC(L, F) has ceil(log2 L) dense blocks of kernel 2, dilations 1, 2, 4, ... (so that every lag is reached)
+    and gated activations, each appended to its input. One step costs a kernel of every convolution and a
+    read of the memory, as the paper's does; `unroll` is parallel over time.
 
     Args:
       spec: the environment's.
@@ -78,8 +78,7 @@ def snail(
         attention = Attention(*(dense(key, width, size) for key in keys))
         return SnailParams(dense(key_embed, num_inputs, size), convolutions, attention)
 
-    def initial_carry(num_inputs: int) -> SnailCarry:
-        del num_inputs
+    def initial_carry() -> SnailCarry:
         outputs, memory = jnp.zeros((max_steps + 1, width)), jnp.zeros((max_steps + 1, size))
         return SnailCarry(jnp.zeros((), jnp.int32), outputs, memory, memory)
 
@@ -102,7 +101,7 @@ def snail(
         carry, y = unroll(params, carry, x[None])
         return carry, y[0]
 
-    core = Core(init, initial_carry, step, unroll, lambda num_inputs: width + size, max_steps)
+    core = Core(init, initial_carry, step, unroll, width + size, max_steps)
     return sequence_policy(spec, core, separate_critic=separate_critic)
 
 

@@ -89,8 +89,7 @@ def transformer(
         position = 0.02 * jax.random.normal(key_position, (max_steps + 1, size))
         return TransformerParams(dense(key_embed, num_inputs, size), position, tuple(map(layer, keys)))
 
-    def initial_carry(num_inputs: int) -> TransformerCarry:
-        del num_inputs
+    def initial_carry() -> TransformerCarry:
         cache = (jnp.zeros((max_steps + 1, size)),) * num_layers
         return TransformerCarry(jnp.zeros((), jnp.int32), cache, cache)
 
@@ -118,7 +117,7 @@ def transformer(
         carry, y = unroll(params, carry, x[None])
         return carry, y[0]
 
-    core = Core(init, initial_carry, step, unroll, lambda num_inputs: size, max_steps)
+    core = Core(init, initial_carry, step, unroll, size, max_steps)
     return sequence_policy(spec, core, separate_critic=separate_critic)
 
 

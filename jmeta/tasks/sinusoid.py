@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.envs import trials
 from jmeta.envs.regression import regression
 from jmeta.types import Array, Key, TaskFamily
 
@@ -49,5 +50,5 @@ def sinusoid() -> TaskFamily:
     def optimal_return(task: Sine) -> Array:
         return jnp.zeros_like(task.phase)
 
-    env = regression(input_size=1, sample_input=sample_input, target=target)
+    env = trials(regression(input_size=1, sample_input=sample_input, target=target), num_episodes=11)
     return TaskFamily("sinusoid", env, sample, sample, optimal_return)

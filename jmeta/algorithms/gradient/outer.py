@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jmeta import inner as inner_loops
-from jmeta import parallel
+from jmeta import parallel, rollouts
 from jmeta.inner import policy_gradient as pg
 from jmeta.inner.loop import Learner, inner_loop, mean_return
 from jmeta.optimizers import skip_nonfinite
@@ -119,6 +119,7 @@ def assemble(
         raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
     if inner not in inner_loops.REGISTRY:
         raise ValueError(f"inner must be one of {', '.join(inner_loops.REGISTRY)}, got {inner!r}")
+    rollouts.check_room(policy, family.env.spec.horizon)
     learner = inner_loops.REGISTRY[inner](
         family,
         policy,

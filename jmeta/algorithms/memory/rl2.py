@@ -68,17 +68,20 @@ def rl2(
       minibatches: parts of the trials, each an optimiser's step; they divide the tasks of a device.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
-      value_weight: weight of the critic's squared error, relative to the variance of its targets.
+      value_weight: weight of the critic's squared error, relative to the variance of its targets (or to a
+        tenth of their mean square, if that is larger).
       discount: within the trial, in [0, 1].
       gae_lambda: in [0, 1].
       normalize_advantages: over all trials of an iteration.
       unroll_length: C, steps that are back-propagated through, from stored carries; it divides the trial's
-        length. None means the whole trial.
+        length. None means the whole trial. A carry that is a cache, as SNAIL's and the transformer's, costs
+        more memory to store than this saves.
       tasks_per_block: trials that a device runs side by side; None chooses by platform.
 
     Returns:
       The algorithm. `return_before` and `return_after` are of the first and the last episode of the trials,
-      `return_trial` of all. Other metrics: `loss`, `entropy`, `gradient_norm`, `skipped`.
+      `return_trial` of all. `loss`, `entropy` and `gradient_norm` are of an iteration's first minibatch; the
+      last metric is `skipped`.
 
     Raises:
       ValueError: an argument is out of its range, or the policy cannot hold a trial.
@@ -98,12 +101,9 @@ def rl2(
     if tasks_per_block is not None and tasks_per_block < 1:
         raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
     if not policy.has_critic:
-        raise ValueError("rl2 needs a policy with a critic, got one without")
+        raise ValueError("rl2 needs a policy with a critic, such as mlp(..., critic=True), got one without")
     length = episodes * family.env.spec.horizon
-    if policy.max_steps is not None and policy.max_steps < length:
-        raise ValueError(
-            f"max_steps of the policy must be at least the trial's {length}, got {policy.max_steps}"
-        )
+    rollouts.check_room(policy, length)
     chunk = length if unroll_length is None else unroll_length
     if chunk < 1 or length % chunk:
         raise ValueError(f"unroll_length must divide the trial's {length} steps, got {unroll_length}")
@@ -169,9 +169,10 @@ def rl2(
         if normalize_advantages:
             advantage = advantages.normalize(trials.steps.advantage, mask)
             trials = trials._replace(steps=trials.steps._replace(advantage=advantage))
-        mean = (mask * target).sum() / mask.sum()
-        # Returns of a trial may be of any size; the loss sees them in units of their spread.
-        scale = jnp.maximum((mask * jnp.square(target - mean)).sum() / mask.sum(), 1e-6)
+        # Returns of a trial may be of any size; the loss sees them in units of their spread, or where they
+        # hardly vary, of their size.
+        mean, mean_square = (mask * target).sum() / mask.sum(), (mask * target**2).sum() / mask.sum()
+        scale = jnp.maximum(mean_square - mean**2, 0.1 * mean_square) + 1e-6
         scales = jnp.broadcast_to(scale, num_tasks // minibatches)
 
         def minibatch(loop: PyTree, chosen: Array) -> tuple[PyTree, Metrics]:
@@ -210,7 +211,7 @@ def rl2(
         adapted, _, returns = rollouts.trial(family.env, policy, start, task, key, num_steps)
         return adapted, AdaptInfo(returns, ())
 
-    return MetaAlgorithm(init, update, adapt, policy, episodes - 1, room, minibatches)
+    return MetaAlgorithm(init, update, adapt, policy, episodes - 1, room)
 
 
 def collect_trial(
