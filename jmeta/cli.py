@@ -1,25 +1,31 @@
-"""The command line: parse, call, print.
-
-Flags are the keyword-only arguments of the factories that the user chose, so no flag is declared here
-except those of a run.
-"""
+"""The command line: parse, call, print. No flag is declared here except those of a run."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
-import io
 import itertools
 import pathlib
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
-import docstring_parser
 import tyro
+
+from jmeta.flags import (
+    UserError,
+    component_field,
+    field,
+    first_line,
+    flags_class,
+    hyperparameter_fields,
+    nested_field,
+    parse,
+    positionals,
+    value_of,
+)
 
 if typing.TYPE_CHECKING:
     from jmeta.runs.config import Kind, RunConfig
@@ -46,13 +52,6 @@ _TITLES: dict[Kind, str] = {
     "policy": "Policies",
     "optimizer": "Optimizers",
 }
-
-
-_Field = tuple[str, Any, Any]  # of a dataclass of flags: name, annotation, dataclasses.field
-
-
-class UserError(Exception):
-    """Something that the user can put right; the message is one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -116,10 +115,10 @@ def list_components(argv: list[str]) -> None:
     from jmeta.reporting.tables import components_table
     from jmeta.runs.config import registry
 
-    _parse(dataclasses.make_dataclass("List", []), argv, "jmeta list", "Lists what there is.")
+    parse(dataclasses.make_dataclass("List", []), argv, "jmeta list", "Lists what there is.")
     console = Console()
     for kind, title in _TITLES.items():
-        rows = [(name, _summary(make)) for name, make in registry(kind).items()]
+        rows = [(name, first_line(make)) for name, make in registry(kind).items()]
         console.print(components_table(title, rows))
         console.print()
 
@@ -160,8 +159,8 @@ def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]
     from jmeta.runs.folder import RunFolder
 
     argv = [word for word in argv if word != "--resume"]
-    names = _positionals(argv)
-    flags = _parse(Resume, argv[len(names) :], "jmeta train --resume", "Goes on with a run.")
+    names = positionals(argv)
+    flags = parse(Resume, argv[len(names) :], "jmeta train --resume", "Goes on with a run.")
     run = RunFolder.open(flags.run_dir)
     own = [run.config.algorithm["name"], run.config.family["name"]]
     if names not in ([], own):
@@ -174,13 +173,13 @@ def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]
 def _new_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]:
     from jmeta.runs.folder import RunFolder, check_free
 
-    names = _positionals(argv)
+    names = positionals(argv)
     if len(names) != 2:
         raise ValueError("give ALGORITHM and FAMILY first: jmeta train ALGORITHM FAMILY [flags]")
     config, run_dir = _configure_run(names[0], names[1], argv[2:])
     path = _fresh_run_dir(config) if run_dir is None else pathlib.Path(run_dir)
     check_free(path)
-    family, algorithm = _build(config, tasks_given=_value_of("--tasks", argv) is not None)
+    family, algorithm = _build(config, tasks_given=value_of("--tasks", argv) is not None)
     return RunFolder.create(path, config), family, algorithm
 
 
@@ -194,19 +193,19 @@ def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunCon
     defaults = preset(algorithm, family)
     training = defaults.training
     fields = [
-        _field("iterations", int, training.iterations, "meta-iterations in all"),
-        _field("tasks", int, training.num_tasks, "tasks in a meta-batch, a multiple of the devices"),
-        _field("seed", int, training.seed, "of everything random in the run"),
-        _field("log_every", int, training.log_every, "meta-iterations in one compiled call, then logged"),
-        _field("checkpoint_every", int, training.checkpoint_every, "a multiple of --log-every"),
-        _field("run_dir", str | None, None, "new folder; by default a fresh runs/ALGORITHM-FAMILY-SEED"),
-        *_hyperparameter_fields("algorithm", defaults.algorithm, argv),
-        _component_field("policy", "policy", defaults.policy, argv),
-        _nested_field("family", _hyperparameter_fields("family", defaults.family, argv)),
+        field("iterations", int, training.iterations, "meta-iterations in all"),
+        field("tasks", int, training.num_tasks, "tasks in a meta-batch, a multiple of the devices"),
+        field("seed", int, training.seed, "of everything random in the run"),
+        field("log_every", int, training.log_every, "meta-iterations in one compiled call, then logged"),
+        field("checkpoint_every", int, training.checkpoint_every, "a multiple of --log-every"),
+        field("run_dir", str | None, None, "new folder; by default a fresh runs/ALGORITHM-FAMILY-SEED"),
+        *hyperparameter_fields("algorithm", defaults.algorithm, argv),
+        component_field("policy", "policy", defaults.policy, argv),
+        nested_field("family", hyperparameter_fields("family", defaults.family, argv)),
     ]
-    summary = _summary(factory("algorithm", algorithm))
+    summary = first_line(factory("algorithm", algorithm))
     flags = dataclasses.asdict(
-        _parse(_dataclass("train", fields), argv, f"jmeta train {algorithm} {family}", summary)
+        parse(flags_class("train", fields), argv, f"jmeta train {algorithm} {family}", summary)
     )
     run_dir = flags.pop("run_dir")
     names = {"tasks": "num_tasks"}
@@ -276,7 +275,7 @@ def evaluate(argv: list[str]) -> None:
     from rich.console import Console
 
     summary = "Adapts a trained run to fresh tasks and tabulates the returns."
-    flags = _parse(Evaluate, argv, "jmeta evaluate", summary)
+    flags = parse(Evaluate, argv, "jmeta evaluate", summary)
     with _user_errors():
         from jmeta.runs.config import SEED_LIMIT, build
         from jmeta.runs.folder import RunFolder, write_json
@@ -290,7 +289,7 @@ def evaluate(argv: list[str]) -> None:
         iteration = run.latest_checkpoint()
         if iteration is None:
             raise ValueError(f"run folder {flags.run_dir!r} has no complete checkpoint yet")
-        _start(flags.tasks, _value_of("--tasks", argv) is not None)
+        _start(flags.tasks, value_of("--tasks", argv) is not None)
         family, _, algorithm = build(run.config)
         if flags.split == "heldout" and family.sample_heldout is family.sample:
             raise ValueError(f"{family.name} has no held-out tasks; use --split train")
@@ -339,125 +338,3 @@ def evaluate(argv: list[str]) -> None:
     console.print(adaptation_table(*curve))
     if flags.plot is not None:
         plots.adaptation_curve(flags.plot, title, *curve)
-
-
-# -- flags from signatures ----------------------------------------------------------------------------
-
-
-def _summary(make: Callable[..., Any]) -> str:
-    """The first line of a docstring."""
-    return (make.__doc__ or "").strip().split("\n")[0]
-
-
-def _field(name: str, annotation: Any, default: Any, text: str | None = None) -> _Field:
-    """A field of a dataclass of flags; without a default, the flag is required."""
-    annotated = Annotated[annotation, tyro.conf.arg(help=text)]
-    default = tuple(default) if isinstance(default, list) else default
-    return (
-        name,
-        annotated,
-        dataclasses.field(default=dataclasses.MISSING if default is inspect.Parameter.empty else default),
-    )
-
-
-def _dataclass(name: str, fields: list[_Field]) -> type:
-    return dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
-
-
-def _nested_field(name: str, fields: list[_Field]) -> _Field:
-    """A group of flags `--name.field`."""
-    return name, _dataclass(name, fields), dataclasses.field()
-
-
-def _component_field(kind: Kind, name: str, default: Mapping[str, Any], argv: list[str]) -> _Field:
-    """Flags of a component: its `--name.name`, and the hyperparameters of the one that `argv` names."""
-    from jmeta.runs.config import registry
-
-    chosen = _value_of(f"--{name}.name", argv) or default["name"]
-    component = default if chosen == default["name"] else {"name": chosen}
-    names = Literal[tuple(registry(kind))]  # type: ignore[valid-type]
-    own = _hyperparameter_fields(kind, component, argv)
-    return _nested_field(name, [_field("name", names, chosen, f"which {kind}"), *own])
-
-
-def _hyperparameter_fields(kind: Kind, component: Mapping[str, Any], argv: list[str]) -> list[_Field]:
-    """One field for each keyword of a component's factory; defaults are the component's values."""
-    from jmeta.runs import config
-
-    make = config.factory(kind, component["name"])
-    texts = {p.arg_name: p.description for p in docstring_parser.parse(make.__doc__ or "").params}
-    fields = []
-    for name, (annotation, default) in config.hyperparameters(make).items():
-        value = component.get(name, default)
-        if config.is_optimizer(annotation):
-            fields.append(_component_field("optimizer", name, value, argv))
-            continue
-        if config.is_optimizer_factory(annotation):
-            annotation = Literal[tuple(config.learning_rate_optimizers())]
-        fields.append(_field(name, annotation, value, texts.get(name)))
-    return fields
-
-
-# -- words --------------------------------------------------------------------------------------------
-
-
-def _positionals(argv: list[str]) -> list[str]:
-    """Up to two leading words that are not flags."""
-    return list(itertools.takewhile(lambda word: not word.startswith("-"), argv[:2]))
-
-
-def _value_of(flag: str, argv: list[str]) -> str | None:
-    """The last value given to a flag, as `--flag value` or `--flag=value`."""
-    value = None
-    for index, word in enumerate(argv):
-        if word == flag:
-            value = argv[index + 1] if index + 1 < len(argv) else None
-        elif word.startswith(flag + "="):
-            value = word.removeprefix(flag + "=")
-    return value
-
-
-def _parse(flags: type, argv: list[str], prog: str, description: str) -> Any:
-    """Parses words into a dataclass; raises UserError with one line where tyro prints a box."""
-    known = _flag_names(flags)
-    for word in argv:
-        name = word.split("=")[0].replace("_", "-")
-        if name.startswith("--") and name not in known:
-            from jmeta.runs.config import unknown
-
-            raise UserError(unknown("flag", name, known))
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return tyro.cli(flags, args=argv, prog=prog, description=description)
-    except SystemExit as stop:
-        if stop.code:
-            raise UserError(_unboxed(errors.getvalue())) from None
-        raise
-
-
-def _unboxed(text: str) -> str:
-    """What Tyro's box says between its title and its next rule, as one line."""
-
-    def is_rule(line: str) -> bool:
-        return not line.strip("─-")
-
-    text = re.sub(r"\x1b\[[\d;]*m", "", text)
-    _, *lines = (line.strip(" │╭╮╰╯") for line in text.splitlines())
-    body = itertools.dropwhile(is_rule, lines)  # without UTF-8 the title has a rule under it
-    return " ".join(itertools.takewhile(lambda line: not is_rule(line), body))
-
-
-def _flag_names(flags: Any, prefix: str = "") -> list[str]:
-    """Every flag that a dataclass of flags has."""
-    names = ["--help"] if not prefix else []
-    for name, annotation in typing.get_type_hints(flags).items():
-        flag = prefix + name.replace("_", "-")
-        if dataclasses.is_dataclass(annotation):
-            names += _flag_names(annotation, f"{flag}.")
-        else:
-            names += [f"--{flag}"]
-            if annotation is bool:
-                *group, last = flag.split(".")
-                names += ["--" + ".".join([*group, f"no-{last}"])]
-    return names

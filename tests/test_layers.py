@@ -27,6 +27,7 @@ LAYERS = {
     "training": 7,
     "runs": 7,
     "__init__": 8,  # what `import jmeta` shows
+    "flags": 8,
     "presets": 8,
     "reporting": 8,
     "cli": 9,

@@ -14,7 +14,7 @@ def check(path: pathlib.Path) -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ModuleNotFoundError:
-        raise ValueError("plots need matplotlib: pip install 'jmeta[plots]'") from None
+        raise ValueError("plots need matplotlib: pip install '.[plots]'") from None
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise ValueError(f"a plot must be a .png, .pdf or .svg, not {str(path)!r}")
     if not path.parent.is_dir():
@@ -37,7 +37,7 @@ def adaptation_curve(
       title: above it.
       steps: [S] adaptation steps done; a method with a memory has played as many episodes.
       return_mean: [S] mean undiscounted return over tasks.
-      return_low: [S] lower end of its 95 % interval.
+      return_low: [S] lower end of its 95 % interval; NaN where it is not known.
       return_high: [S] upper end.
       optimal_mean: mean optimal return; the distance to it is the regret.
     """
@@ -46,12 +46,11 @@ def adaptation_curve(
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes: Any = figure.subplots()
     error = np.abs(np.array([return_low, return_high]) - np.array(return_mean))
-    axes.errorbar(
-        steps, return_mean, np.nan_to_num(error), marker="o", capsize=3, label="mean, 95 % interval"
-    )
+    # An interval that is not known, of one task, is NaN, and is not drawn.
+    axes.errorbar(steps, return_mean, error, marker="o", capsize=3, label="mean, 95 % interval")
     if optimal_mean is not None:
         axes.axhline(optimal_mean, color="0.4", linestyle="--", label="optimal")
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)
     axes.set(title=title, xlabel="adaptation steps", ylabel="return", xticks=list(steps))
     axes.title.set_fontsize("medium")
     axes.spines[["top", "right"]].set_visible(False)
