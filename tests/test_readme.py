@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shlex
 
 import jax
 import numpy as np
@@ -27,11 +28,30 @@ def test_the_eight_lines_run_as_written():
     assert np.abs(after - before).max() > 1e-4
 
 
-def test_the_commands_are_understood():
-    commands = re.findall(
-        r"^jmeta train ((?!--resume)[^#\n]+)", README.read_text(encoding="utf-8"), flags=re.MULTILINE
-    )
-    assert len(commands) >= 3
-    for command in commands:
-        algorithm, family, *flags = command.split()
-        assert cli._configure_run(algorithm, family, flags)
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+COMMANDS = re.findall(r"^jmeta ([^#\n]+)", "\n".join(BLOCKS), re.MULTILINE)
+
+
+def test_every_command_is_shown():
+    assert {command.split()[0] for command in COMMANDS} == {"list", "train", "evaluate"}
+    assert any("--resume" in command for command in COMMANDS)
+    assert any("--plot" in command for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str.strip)
+def test_the_commands_are_understood(command, tmp_path, monkeypatch, capsys):
+    """All their words, and no further: a file is where a new run would be, and there are no other runs."""
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command)
+    if words[0] == "train" and "--resume" not in words:
+        pathlib.Path("taken").touch()
+        words += ["--run-dir", "taken"]
+    status = cli.main(words)
+    error = capsys.readouterr().err
+    if words[0] == "list":
+        assert (status, error) == (0, "")
+    else:
+        assert status == 2
+        assert re.fullmatch(
+            r"jmeta: error: ('taken' already exists.*|there is no run folder 'runs/.*')\n", error
+        )

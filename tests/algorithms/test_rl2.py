@@ -1,6 +1,8 @@
-"""RL²: what a trial's advantages hold, truncated back-propagation, and learning a bandit."""
+"""RL²: what a trial's advantages hold, the loss written out in full, and learning a bandit."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,13 @@ import scipy.stats
 from jmeta import distributions, parallel, policies, tasks
 from jmeta.algorithms import rl2
 from jmeta.algorithms.memory.rl2 import collect_trial
+from jmeta.estimators.surrogates import PolicyGradientBatch
 from jmeta.optimizers import adam, trpo
 from jmeta.presets import preset
 from jmeta.runs.config import build
-from jmeta.types import Policy, PolicyOutput, TaskFamily
+from jmeta.types import Key, Params, Policy, PolicyOutput, Task, TaskFamily
+from tests.policies.test_sequence import randomised
+from tests.small import assert_trees_close
 from tests.test_rollouts import countdown
 
 
@@ -76,58 +81,165 @@ def sampled(family, num):
     return jax.vmap(family.sample)(jax.random.split(jax.random.key(5), num))
 
 
-def test_the_first_update_follows_the_policy_gradient():
-    """One epoch of one minibatch, at the behaviour policy: the gradient of log-probability x advantage."""
-    family, algorithm = make(
+# -- the loss -----------------------------------------------------------------------------------------
+
+SETTINGS = {  # the last three are numbers in `loss_in_full`
+    "num_episodes": 2,
+    "discount": 0.9,
+    "gae_lambda": 0.7,
+    "clip": 0.02,
+    "entropy_weight": 0.3,
+    "value_weight": 0.7,
+}
+VARIED, ALIKE = np.arange(1, 7), np.ones(6, int)  # steps of an episode, at most six
+
+
+class Countdowns(NamedTuple):
+    """A family whose episodes end early, and its trials as they are played before the first epoch."""
+
+    family: TaskFamily
+    policy: Policy
+    params: Params
+    key: Key  # of the update
+    play: Callable[[Task], PolicyGradientBatch]  # tasks [6] -> steps [6, 12, ...]
+
+
+@pytest.fixture(scope="module")
+def countdowns():
+    family = TaskFamily("countdown", countdown(), None, None)
+    policy = policies.gru(family.env.spec, size=3)
+    # Away from its initialisation, where the entropy is at its maximum and has no gradient.
+    params, key = randomised(policy), jax.random.key(1)
+    keys = parallel.task_keys(jax.random.split(key)[0], 6)
+    options = {name: SETTINGS[name] for name in ("num_episodes", "discount", "gae_lambda")}
+
+    @jax.jit
+    def play(batch):
+        run = jax.vmap(lambda task, key: collect_trial(family, policy, params, task, key, **options)[0])
+        return run(batch, keys)
+
+    return Countdowns(family, policy, params, key, play)
+
+
+def normalised(steps):
+    """With advantages of mean 0 and deviation 1 over all steps that were taken."""
+    taken = np.asarray(steps.mask) > 0
+    advantage = np.asarray(steps.advantage)
+    advantage = (advantage - advantage[taken].mean()) / (advantage[taken].std() + 1e-5)
+    return steps._replace(advantage=jnp.asarray(advantage))
+
+
+def scale_of(steps):
+    """The targets' variance, and what it is at least."""
+    target = np.asarray(steps.target)[np.asarray(steps.mask) > 0]
+    return target.var(), 0.1 * (target**2).mean()
+
+
+def loss_in_full(countdowns, unroll_length):
+    """PPO's loss of every trial, (params, steps, scale) -> [6], derived through `unroll_length` steps."""
+    policy = countdowns.policy
+
+    def output_of(params, inputs):
+        carry, parts = policy.initial_carry(), []
+        for t in range(0, 12, unroll_length):
+            part = jax.tree.map(lambda x, t=t: x[t : t + unroll_length], inputs)
+            parts.append(policy.unroll(params, carry, part)[1])
+            carry, _ = policy.unroll(countdowns.params, carry, part)  # of the policy that played: a constant
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+    def losses(params, steps, scale):
+        output = jax.vmap(output_of, in_axes=(None, 0))(params, steps.inputs)
+        log_probs = jax.nn.log_softmax(output.distribution)
+        log_prob = (log_probs * jax.nn.one_hot(steps.action, 3)).sum(-1)
+        ratio = jnp.exp(log_prob - steps.log_prob)
+        gain = jnp.minimum(ratio * steps.advantage, jnp.clip(ratio, 0.98, 1.02) * steps.advantage)
+        entropy = -(jnp.exp(log_probs) * log_probs).sum(-1)
+        error = (output.value - steps.target) ** 2 / scale
+        # A mean over the steps that were not taken too, which add nothing to it.
+        return jnp.where(steps.mask > 0, 0.7 * error - gain - 0.3 * entropy, 0).mean(1)
+
+    return losses
+
+
+@pytest.mark.parametrize("unroll_length", [12, 4])
+def test_every_epoch_descends_the_clipped_loss(countdowns, unroll_length):
+    """Two epochs of one minibatch: at the policy that played the trials, and at one that has moved."""
+    algorithm = rl2(
+        countdowns.family,
+        countdowns.policy,
         optimizer=optax.sgd(1.0),
-        epochs=1,
+        epochs=2,
         minibatches=1,
-        entropy_weight=0.0,
-        value_weight=0.0,
-        normalize_advantages=False,
+        unroll_length=unroll_length,
+        **SETTINGS,
     )
-    state, batch, key = algorithm.init(jax.random.key(0)), sampled(family, 4), jax.random.key(1)
-    new, _ = jax.jit(algorithm.update)(state, batch, key)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.split(key)[0], i))(jnp.arange(4))
-    steps, _ = jax.vmap(
-        lambda task, key: collect_trial(
-            family,
-            algorithm.policy,
-            state.params,
-            task,
-            key,
-            num_episodes=1,
-            discount=0.99,
-            gae_lambda=0.95,
-        )
-    )(batch, keys)
-
-    def objective(params):
-        def one(steps):
-            _, output = algorithm.policy.unroll(params, algorithm.policy.initial_carry(), steps.inputs)
-            log_prob = jax.vmap(algorithm.policy.distribution.log_prob)(output.distribution, steps.action)
-            return (log_prob * steps.advantage).mean()
-
-        return jax.vmap(one)(steps).mean()
-
-    expected = jax.tree.map(jnp.add, state.params, jax.grad(objective)(state.params))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), new.params, expected)
+    update = jax.jit(algorithm.update)
+    losses = loss_in_full(countdowns, unroll_length)
+    value_and_grad = jax.jit(jax.value_and_grad(lambda *args: losses(*args).mean()))
+    for batch in (VARIED, ALIKE):
+        steps = normalised(countdowns.play(batch))
+        np.testing.assert_array_equal(steps.mask.sum(1), 2 * batch)
+        variance, least = scale_of(steps)
+        assert (variance > 1.2 * least) if batch is VARIED else (variance < least / 1.2)
+        params, expected = countdowns.params, []
+        for _ in range(2):
+            value, gradient = value_and_grad(params, steps, max(variance, least))
+            expected.append(value)
+            params = jax.tree.map(jnp.subtract, params, gradient)
+        state = algorithm.init(jax.random.key(0))._replace(params=countdowns.params)
+        new, metrics = update(state, batch, countdowns.key)
+        np.testing.assert_allclose(metrics["loss"], expected[0], rtol=1e-5)
+        assert_trees_close(new.params, params, rtol=1e-4, atol=1e-5)
 
 
-def test_truncation_keeps_the_outputs_and_cuts_the_gradient():
-    losses, params = {}, {}
-    for unroll_length in (None, 6, 2):
-        family, algorithm = make(
-            optimizer=optax.sgd(0.1), epochs=1, minibatches=1, unroll_length=unroll_length
-        )
-        state = algorithm.init(jax.random.key(0))
-        new, metrics = jax.jit(algorithm.update)(state, sampled(family, 4), jax.random.key(1))
-        losses[unroll_length], params[unroll_length] = metrics["loss"], new.params
-    np.testing.assert_allclose(losses[6], losses[None], rtol=1e-6)
-    np.testing.assert_allclose(losses[2], losses[None], rtol=1e-5)  # the carries are the same
-    recurrent = {length: np.asarray(p.core.recurrent) for length, p in params.items()}
-    np.testing.assert_allclose(recurrent[6], recurrent[None], atol=1e-7)
-    assert np.abs(recurrent[2] - recurrent[None]).max() > 1e-6
+def recording(num):
+    """Keeps the first `num` gradients in its state [num, ...], and does not move."""
+
+    def init(params):
+        return 0, jax.tree.map(lambda x: jnp.zeros((num, *x.shape)), params)
+
+    def update(gradients, state, params=None):
+        del params
+        count, kept = state
+        kept = jax.tree.map(lambda rows, gradient: rows.at[count].set(gradient), kept, gradients)
+        return jax.tree.map(jnp.zeros_like, gradients), (count + 1, kept)
+
+    return optax.GradientTransformation(init, update)
+
+
+def test_every_epoch_shuffles_the_trials_into_minibatches(countdowns):
+    """Which trials a minibatch holds is read off its gradient, the mean of theirs."""
+    algorithm = rl2(
+        countdowns.family,
+        countdowns.policy,
+        optimizer=recording(6),
+        epochs=2,
+        minibatches=3,
+        unroll_length=4,
+        normalize_advantages=False,
+        **SETTINGS,
+    )
+    state = jax.jit(algorithm.init)(jax.random.key(0))._replace(params=countdowns.params)
+    new, _ = jax.jit(algorithm.update)(state, VARIED, countdowns.key)
+    steps = countdowns.play(VARIED)
+    gradients = jax.jit(jax.jacobian(loss_in_full(countdowns, 4)))(
+        countdowns.params, steps, scale_of(steps)[0]
+    )
+    of_trials, of_minibatches = (
+        np.concatenate([np.reshape(leaf, (6, -1)) for leaf in jax.tree.leaves(tree)], axis=1)
+        for tree in (gradients, new.opt_state.inner[1])
+    )
+    shares = np.linalg.lstsq(of_trials.T, of_minibatches.T)[0].T  # [minibatch, trial]
+    np.testing.assert_allclose(shares @ of_trials, of_minibatches, atol=1e-5)
+    held = shares > 0.25
+    np.testing.assert_allclose(shares, held / 2, atol=1e-3)
+    epochs = held.reshape(2, 3, 6)
+    np.testing.assert_array_equal(epochs.sum(1), 1)  # every trial is in one minibatch of an epoch
+    together = np.einsum("emi,emj->eij", epochs, epochs)
+    assert not np.array_equal(*together)  # and with others in the next
+
+
+# -- trials -------------------------------------------------------------------------------------------
 
 
 def test_adapting_is_playing_episodes():
@@ -154,20 +266,7 @@ def test_no_more_episodes_than_the_memory_holds():
     assert (unbounded.trial_steps, unbounded.max_adapt_steps) == (3, None)
 
 
-@pytest.mark.parametrize("policy", ["gru", "lstm", "mann", "snail", "transformer"])
-@pytest.mark.parametrize(
-    "family",
-    [
-        "ant-direction",
-        "bandit",
-        "grid-goal",
-        "half-cheetah-velocity",
-        "random-mdp",
-        "recommendation",
-        "sparse-point-goal",
-    ],
-)
-def test_every_family_takes_every_memory(family, policy):
+def trace_an_update(family, policy):
     """From the preset; traced, not run."""
     config = preset("rl2", family)
     made, _, algorithm = build(dataclasses.replace(config, policy={"name": policy}))
@@ -180,6 +279,17 @@ def test_every_family_takes_every_memory(family, policy):
     state, (new, metrics) = jax.eval_shape(one_update, jax.random.key(0))
     assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
     assert metrics["return_trial"].shape == ()
+
+
+@pytest.mark.parametrize("family", tasks.REGISTRY)
+def test_every_family_is_taken(family):
+    trace_an_update(family, "gru")
+
+
+@pytest.mark.parametrize("family", ["bandit", "sparse-point-goal"])  # discrete and continuous actions
+@pytest.mark.parametrize("policy", [name for name in policies.REGISTRY if name not in ("mlp", "tabular")])
+def test_every_memory_is_taken(family, policy):
+    trace_an_update(family, policy)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +327,7 @@ def test_policies_that_do_not_fit_are_refused():
     family = tasks.bandit(num_arms=3, num_pulls=6)
     with pytest.raises(ValueError, match="needs a policy with a critic"):
         rl2(family, policies.mlp(family.env.spec), optimizer=adam())
-    with pytest.raises(ValueError, match="must be at least the trial's 6, got 5"):
+    with pytest.raises(ValueError, match="max_steps of the policy must be at least 6, got 5"):
         rl2(family, policies.snail(family.env.spec, size=2, max_steps=5), optimizer=adam())
     with pytest.raises(ValueError, match="optimizer of rl2 must do with gradients alone"):
         make(optimizer=trpo())

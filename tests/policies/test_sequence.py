@@ -10,7 +10,7 @@ import pytest
 from jmeta import policies, rollouts
 from jmeta.envs.bandit import bandit
 from jmeta.envs.point_mass import point_mass
-from jmeta.types import Adapted, Continuous, Discrete, EnvSpec, PolicyInput
+from jmeta.types import Adapted, Continuous, Discrete, EnvSpec, PolicyInput, PolicyOutput
 
 STEPS = 12
 LENGTH = STEPS + 1  # a trial, and the observation after its last step
@@ -136,16 +136,79 @@ def test_unrolling_a_trial_repeats_it(name):
     np.testing.assert_allclose(output.value[taken], rollout.value[taken], atol=1e-5)
 
 
-def test_a_gru_step_by_hand():
-    policy = policies.gru(EnvSpec(obs_size=1, action=Discrete(1), horizon=2), size=1)
-    params = policy.init(jax.random.key(0))
-    zeros = jax.tree.map(jnp.zeros_like, params.core)
-    # From hidden state 0.5: gates sigmoid(0) = 1/2, candidate tanh(obs) = tanh(1).
-    kernel = zeros.inputs.kernel.at[0, 2].set(1.0)
-    core = zeros._replace(inputs=zeros.inputs._replace(kernel=kernel))
-    step_inputs = PolicyInput(jnp.ones(1), jnp.zeros(1), jnp.zeros(()), jnp.array(False), jnp.array(False))
-    carry, _ = policy.step(params._replace(core=core), jnp.array([0.5]), step_inputs)
-    np.testing.assert_allclose(carry, [0.5 * np.tanh(1) + 0.5 * 0.5], rtol=1e-6)
+# -- one step, from the equations ----------------------------------------------------------------------
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def affine(layer, x):
+    return x @ layer.kernel + layer.bias
+
+
+def gru_step(core, hidden, x):
+    reset_x, update_x, candidate_x = np.split(affine(core.inputs, x), 3)
+    reset_h, update_h, candidate_h = np.split(hidden @ core.recurrent, 3)
+    reset, update = sigmoid(reset_x + reset_h), sigmoid(update_x + update_h)
+    candidate = np.tanh(candidate_x + reset * (candidate_h + core.candidate_bias))
+    hidden = update * hidden + (1 - update) * candidate
+    return hidden, hidden
+
+
+def lstm_step(core, carry, x):
+    entry, forget, output, candidate = np.split(affine(core.inputs, x) + carry.hidden @ core.recurrent, 4)
+    cell = sigmoid(forget) * carry.cell + sigmoid(entry) * np.tanh(candidate)
+    hidden = sigmoid(output) * np.tanh(cell)
+    return type(carry)(hidden, cell), hidden
+
+
+def mann_step(core, carry, x):
+    controller, hidden = lstm_step(core.controller, carry.controller, np.concatenate([x, carry.read]))
+    keys, gates = np.tanh(affine(core.keys, hidden)).reshape(2, 4), sigmoid(affine(core.gates, hidden))
+    assert gates.min() > 0.1 and gates.max() < 0.9
+    least = np.argsort(carry.usage)[:2]  # a head's own slot: the first head's is used least
+    memory, write_weights = carry.memory.copy(), np.zeros((2, 5))
+    memory[least] = 0  # erased, and then written where the step before read too
+    for head in range(2):
+        write_weights[head] = gates[head] * carry.read_weights[head]
+        write_weights[head, least[head]] += 1 - gates[head]
+        memory += np.outer(write_weights[head], keys[head])
+    read_weights, read = np.zeros((2, 5)), np.zeros((2, 4))
+    for head in range(2):  # of the memory as it is now
+        lengths = np.linalg.norm(memory, axis=1) * np.linalg.norm(keys[head])
+        weights = np.exp(memory @ keys[head] / lengths)
+        read_weights[head] = weights / weights.sum()
+        read[head] = read_weights[head] @ memory
+    usage = 0.95 * carry.usage + read_weights.sum(0) + write_weights.sum(0)
+    carry = type(carry)(controller, memory, read_weights, usage, read.ravel())
+    return carry, np.concatenate([hidden, read.ravel()])
+
+
+def random_carry(policy):
+    """Away from zero; what is a share of something is one."""
+    leaves, treedef = jax.tree.flatten(policy.initial_carry())
+    keys = jax.random.split(jax.random.key(3), len(leaves))
+    carry = treedef.unflatten([jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)])
+    if hasattr(carry, "memory"):
+        shares = jax.nn.softmax(carry.read_weights, axis=-1)
+        carry = carry._replace(read_weights=shares, usage=jnp.abs(carry.usage))
+    return carry
+
+
+@pytest.mark.parametrize(("name", "equations"), [("gru", gru_step), ("lstm", lstm_step), ("mann", mann_step)])
+def test_a_step_follows_the_equations(name, equations):
+    policy, params, _, step = built(name, "discrete", False)
+    carry, given = random_carry(policy), jax.tree.map(lambda x: x[4], inputs(SPECS["discrete"]))
+    actual = step(params, carry, given)
+    params, carry, given = jax.tree.map(lambda x: np.asarray(x, np.float64), (params, carry, given))
+    x = np.concatenate([given.obs, given.prev_action, [given.prev_reward, given.prev_done, given.first]])
+    carry, hidden = equations(params.core, carry, x)
+    expected = PolicyOutput(affine(params.policy, hidden), affine(params.critic, hidden)[0])
+    close(actual, (carry, expected))
+
+
+# -- what is particular ---------------------------------------------------------------------------------
 
 
 def test_with_closed_gates_a_memory_overwrites_the_slots_used_least():
