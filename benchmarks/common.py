@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
 import sys
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -21,9 +22,40 @@ def parse(flags: type[Flags], doc: str | None) -> Flags:
     return tyro.cli(flags, description=(doc or "").strip())
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Ends with one line for a mistake of the user's."""
     sys.exit(f"benchmarks: error: {message}")
+
+
+def at_least(least: int, **numbers: int) -> None:
+    """Ends with one line unless every flag is at least so much."""
+    for name, number in numbers.items():
+        if number < least:
+            fail(f"{name} must be at least {least}, got {number}")
+
+
+def settings(flags: Any) -> dict[str, Any]:
+    """All flags but the files that are written, for the record."""
+    written = ("json", "plot")
+    return {name: value for name, value in dataclasses.asdict(flags).items() if name not in written}
+
+
+def start(*shared: tuple[int, int]) -> None:
+    """Starts JAX on as many cores as share all tasks evenly.
+
+    Args:
+      *shared: numbers of tasks, and of the minibatches that each device has a part of.
+
+    Raises:
+      ValueError: the devices cannot share them: other than cores, or too few in a minibatch.
+    """
+    import jax
+
+    from jmeta import parallel, runtime
+
+    runtime.configure(num_tasks=math.gcd(*(tasks // minibatches for tasks, minibatches in shared)))
+    for tasks, minibatches in shared:
+        parallel.check_divisible(tasks, jax.device_count(), minibatches)
 
 
 def machine() -> dict[str, Any]:
@@ -75,6 +107,16 @@ def pyplot() -> Any:
     return pyplot
 
 
+def check_plot(path: pathlib.Path) -> None:
+    """Ends with one line if no plot can be drawn, or not in the format that the file's name asks for."""
+    pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in known:
+        fail(f"plot must end in one of {', '.join('.' + name for name in known)}, got {path}")
+
+
 def save_figure(figure: Any, path: pathlib.Path) -> None:
     """Writes a figure where the user asked for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,3 +130,84 @@ def write_json(path: pathlib.Path | None, record: Any) -> None:
         text = json.dumps(record, default=dataclasses.asdict)
         finite = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity
         path.write_text(json.dumps(finite) + "\n")
+
+
+def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arguments: Any) -> Any:
+    """The preset of RL² with another policy, and other arguments of the family.
+
+    Args:
+      family: its name.
+      policy: its name; unless it is the preset's, its settings are its defaults.
+      iterations: meta-iterations; None takes the preset's.
+      **arguments: of the family.
+
+    Returns:
+      The complete `RunConfig`.
+
+    Raises:
+      ValueError: an unknown name or argument, or a number out of its range.
+    """
+    from jmeta.presets import preset
+    from jmeta.runs.config import resolve
+
+    config = preset("rl2", family)
+    training = dataclasses.asdict(config.training)
+    return resolve(
+        algorithm=config.algorithm,
+        family={**config.family, **arguments},
+        policy=config.policy if policy == config.policy["name"] else {"name": policy},
+        training=training if iterations is None else {**training, "iterations": iterations},
+    )
+
+
+def shared_in_training(config: Any) -> tuple[int, int]:
+    """What `start` needs to know of a configuration of RL²."""
+    return config.training.num_tasks, config.algorithm["minibatches"]
+
+
+def fresh_tasks(family: Any, num_tasks: int, key: Any) -> tuple[Any, Any]:
+    """Tasks [num_tasks] of a family, and a key [num_tasks] for what is done with each."""
+    import jax
+
+    from jmeta import parallel
+
+    key_tasks, key_run = jax.random.split(key)
+    tasks = jax.vmap(family.sample)(parallel.task_keys(key_tasks, num_tasks))
+    return tasks, parallel.task_keys(key_run, num_tasks)
+
+
+def trial_player(
+    family: Any, policy: Any, num_episodes: int, num_tasks: int, keep: Callable[..., Any]
+) -> Callable[[Any, Any], Any]:
+    """Trials on fresh tasks, over all devices, as a function of (params, key).
+
+    Args:
+      family: the tasks.
+      policy: with a memory, empty when a trial starts.
+      num_episodes: E, of a trial.
+      num_tasks: fresh tasks, a trial each.
+      keep: (task, steps as a `Rollout` [E T, ...], returns [E]) -> what is kept of a trial.
+
+    Returns:
+      The function, compiled; its result is what was kept, leading axis [num_tasks], on the host.
+    """
+    import jax
+
+    from jmeta import parallel, rollouts
+    from jmeta.types import Adapted
+
+    def one(params: Any, task: Any, key: Any) -> Any:
+        empty = Adapted(params, policy.initial_carry())
+        _, steps, returns = rollouts.trial(family.env, policy, empty, task, key, num_episodes)
+        return keep(task, steps, returns)
+
+    @jax.jit
+    def compiled(params: Any, key: Any) -> Any:
+        tasks, keys = fresh_tasks(family, num_tasks, key)
+        return parallel.map_tasks(one, params, tasks, keys, block=parallel.tasks_per_block(1))
+
+    def play(params: Any, key: Any) -> Any:
+        with jax.set_mesh(parallel.task_mesh()):
+            return jax.device_get(compiled(params, key))
+
+    return play

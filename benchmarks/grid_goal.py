@@ -70,66 +70,37 @@ class Row:
     informed: float  # mean of an agent that knows the goal
 
 
-def config_of(policy: str) -> Any:
-    """The preset of RL² on the grid, with this policy."""
-    from jmeta.presets import preset
-
-    config = preset("rl2", "grid-goal")
-    return config if policy == config.policy["name"] else dataclasses.replace(config, policy={"name": policy})
-
-
-def player(family: Any, policy: Any, num_tasks: int) -> Callable[[Any, Any], Trials]:
-    """Trials on fresh tasks as a compiled function of (params, key)."""
-    import jax
+def keep(family: Any) -> Callable[..., Trials]:
+    """What is kept of a trial, for `common.trial_player`."""
     import jax.numpy as jnp
-
-    from jmeta import parallel, rollouts
-    from jmeta.types import Adapted
 
     spec = family.env.spec
 
-    def one(params: Any, task: Any, key: Any) -> Trials:
-        start = Adapted(params, policy.initial_carry())
-        _, steps, returns = rollouts.trial(family.env, policy, start, task, key, spec.trial_episodes)
+    def trial(task: Any, steps: Any, returns: Any) -> Trials:
         obs = steps.inputs.obs.reshape(spec.trial_episodes, spec.horizon, 2)  # no episode ends early
         obs = jnp.concatenate([obs, steps.last_obs[:, None]], axis=1)
         cells = jnp.round((obs + 1) / 2 * (SIZE - 1)).astype(int)
         return Trials(task, family.optimal_return(task), cells, returns)
 
-    @jax.jit
-    def play(params: Any, key: Any) -> Trials:
-        key_tasks, key_run = jax.random.split(key)
-        tasks = jax.vmap(family.sample)(parallel.task_keys(key_tasks, num_tasks))
-        keys = parallel.task_keys(key_run, num_tasks)
-        return parallel.map_tasks(one, params, tasks, keys, block=parallel.tasks_per_block(1))
-
-    return play
+    return trial
 
 
-def train_and_play(flags: Flags) -> tuple[int, Trials]:
-    """Meta-iterations of a run, and the trials [seeds, tasks] after each."""
+def train_and_play(flags: Flags, config: Any) -> Trials:
+    """Trials [seeds, tasks] after each run of training."""
     import jax
 
     import jmeta
-    from jmeta import parallel
     from jmeta.runs.config import build
 
-    parallel.check_divisible(flags.tasks, jax.device_count())
-    config = config_of(flags.policy)
     family, policy, algorithm = build(config)
-    play = player(family, policy, flags.tasks)
-    training = config.training
-    if flags.iterations is not None:
-        training = dataclasses.replace(training, iterations=flags.iterations)
+    play = common.trial_player(family, policy, family.env.spec.trial_episodes, flags.tasks, keep(family))
     started, played = time.perf_counter(), []
     for seed in range(flags.seeds):
-        state = jmeta.train(algorithm, family, **{**dataclasses.asdict(training), "seed": seed})
-        with jax.set_mesh(parallel.task_mesh()):
-            # No task of any training run.
-            played.append(jax.device_get(play(state.params, jax.random.key(10_000 + seed))))
+        state = jmeta.train(algorithm, family, **{**dataclasses.asdict(config.training), "seed": seed})
+        played.append(play(state.params, jax.random.key(10_000 + seed)))  # no task of any training run
         returns, seconds = played[-1].returns.mean(0), time.perf_counter() - started
         print(f"seed {seed}: {np.round(returns, 2)}, {seconds:.0f} s", file=sys.stderr, flush=True)
-    return training.iterations, Trials(*(np.stack(field) for field in zip(*played, strict=True)))
+    return Trials(*(np.stack(field) for field in zip(*played, strict=True)))
 
 
 def search(cells: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -233,25 +204,21 @@ def draw(trials: Trials, policy: str, path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    common.pyplot()
-    from jmeta import runtime
-
-    runtime.configure()
+    common.at_least(1, seeds=flags.seeds, tasks=flags.tasks)
+    common.check_plot(flags.plot)
     started = time.perf_counter()
     try:
-        iterations, trials = train_and_play(flags)
+        config = common.rl2_config("grid-goal", flags.policy, iterations=flags.iterations)
+        common.start((flags.tasks, 1), common.shared_in_training(config))
+        trials = train_and_play(flags, config)
     except ValueError as error:
         common.fail(str(error))
-    seconds = time.perf_counter() - started
+    seconds, iterations = time.perf_counter() - started, config.training.iterations
     rows = measure(trials)
-    draw(Trials(*(field[0] for field in trials)), flags.policy, flags.plot)
     share = next(row for row in rows if row.name == SHARE)
     reached = share.mean[TARGET_EPISODE - 1] >= TARGET_SHARE
-    settings = {
-        name: value for name, value in dataclasses.asdict(flags).items() if name not in ("json", "plot")
-    }
     record = {
-        "flags": settings,
+        "flags": common.settings(flags),
         "machine": common.machine(),
         "iterations": iterations,
         "seconds": seconds,
@@ -268,6 +235,7 @@ def main() -> None:
         f"Target: episode {TARGET_EPISODE} at least {TARGET_SHARE:.0%} of the optimum:"
         f" {interval(share, TARGET_EPISODE - 1)}, {'reached' if reached else 'missed'}"
     )
+    draw(Trials(*(field[0] for field in trials)), flags.policy, flags.plot)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ PUBLISHED = pathlib.Path(__file__).parent / "published"
 # Columns of RL²: of the first two there are published ones.
 POLICIES = {"rl2": "gru", "snail": "snail", "lstm": "lstm", "mann": "mann", "transformer": "transformer"}
 MEASURED, TUNED = 10_000, 20_000  # added to the seed: no task of the training, nor of the other
+KEYS = {"bandits": ("pulls", "arms"), "mdps": ("episodes",)}  # columns that name a row
+TUNING_TASKS = 400  # on which a parameter is chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +45,13 @@ class Flags:
     seed: int = 0
     """Of tasks, episodes and training."""
     plot: pathlib.Path | None = None
-    """File of the plot; None takes benchmarks/results/TABLE.png."""
+    """File of the plot; None takes benchmarks/results/TABLE.png if all rows are filled, else draws none."""
     json: pathlib.Path | None = None
     """File for what is printed."""
 
 
-class Figure(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Figure:
     """One measured figure."""
 
     mean: float
@@ -60,7 +63,7 @@ class Problem(NamedTuple):
     """What a row is about."""
 
     family: str
-    arguments: dict[str, int]  # of the family
+    arguments: tuple[tuple[str, int], ...]  # of the family
     episodes: int  # of a trial
 
 
@@ -74,25 +77,16 @@ def published(table: str) -> list[dict[str, str]]:
 def problem_of(row: dict[str, str]) -> Problem:
     """The problem of a published row."""
     if "pulls" in row:
-        return Problem("bandit", {"num_arms": int(row["arms"]), "num_pulls": int(row["pulls"])}, 1)
-    return Problem("random-mdp", {}, int(row["episodes"]))
+        return Problem("bandit", (("num_arms", int(row["arms"])), ("num_pulls", int(row["pulls"]))), 1)
+    return Problem("random-mdp", (), int(row["episodes"]))
 
 
+@functools.cache
 def family_of(problem: Problem) -> Any:
-    """Its task family."""
+    """Its task family: one object, so that nothing is compiled twice."""
     from jmeta import tasks
 
-    return tasks.REGISTRY[problem.family](**problem.arguments)
-
-
-def fresh(family: Any, num_tasks: int, seed: int) -> tuple[Any, Any]:
-    """Tasks [num_tasks], and a key for what is done with them."""
-    import jax
-
-    from jmeta import parallel
-
-    key_tasks, key_run = jax.random.split(jax.random.key(seed))
-    return jax.vmap(family.sample)(parallel.task_keys(key_tasks, num_tasks)), key_run
+    return tasks.REGISTRY[problem.family](**dict(problem.arguments))
 
 
 def figure(totals: np.ndarray, note: str = "") -> Figure:
@@ -100,99 +94,117 @@ def figure(totals: np.ndarray, note: str = "") -> Figure:
     return Figure(float(totals.mean()), float(totals.std(ddof=1) / np.sqrt(len(totals))), note)
 
 
-def tuned(total: Callable[[int, Any], np.ndarray], strategy: Any, seed: int) -> Figure:
+def tuned(total: Callable[[int, int, Any], np.ndarray], strategy: Any, flags: Flags) -> Figure:
     """A strategy's figure, its parameter chosen on other tasks than those it is measured on.
 
     Args:
-      total: (seed of the tasks, parameter) -> totals [tasks].
+      total: (tasks, their seed, parameter) -> totals [tasks].
       strategy: of `benchmarks.classical`.
-      seed: the command's.
+      flags: the command's.
     """
     if not strategy.candidates:
-        return figure(total(seed + MEASURED, 0.0))
-    best = max(strategy.candidates, key=lambda value: total(seed + TUNED, value).mean())
-    values = ", ".join(f"{x:g}" for x in np.atleast_1d(best))
-    return figure(total(seed + MEASURED, best), f"{strategy.meaning} = {values}")
+        return figure(total(flags.tasks, flags.seed + MEASURED, 0.0))
+    best = max(strategy.candidates, key=lambda value: total(TUNING_TASKS, flags.seed + TUNED, value).mean())
+    note = f"{strategy.meaning} = {described(best, strategy.candidates)}"
+    return figure(total(flags.tasks, flags.seed + MEASURED, best), note)
 
 
-def classical(flags: Flags, problem: Problem) -> dict[str, Figure]:
-    """The figures of every strategy, and of the optimum."""
+def described(chosen: Any, candidates: tuple[Any, ...]) -> str:
+    """A parameter, or the numbers that make one; starred where none tried is smaller, or none larger."""
+    tried = np.transpose([np.atleast_1d(value) for value in candidates])
+    numbers = zip(np.atleast_1d(chosen), tried, strict=True)
+    return ", ".join(f"{x:g}" + "*" * (x in (values.min(), values.max())) for x, values in numbers)
+
+
+@functools.cache
+def cumulative(strategy: Any, problem: Problem, num_tasks: int, seed: int, parameter: Any) -> np.ndarray:
+    """What a strategy got on fresh tasks up to the end of every episode of a trial, [tasks, E]."""
+    import jax
+
+    from benchmarks.classical import bandits, mdps
+    from jmeta import parallel
+
+    family = family_of(problem)
+    tasks, keys = common.fresh_tasks(family, num_tasks, jax.random.key(seed))
+    with jax.set_mesh(parallel.task_mesh()):
+        if problem.family == "bandit":
+            rewards = bandits.total_reward(strategy, family, parameter, tasks, keys)[:, None]
+        else:
+            rewards = mdps.episode_rewards(strategy, family, problem.episodes, parameter, tasks, keys)
+    return np.cumsum(np.asarray(rewards, float), axis=1)
+
+
+def classical(flags: Flags, problem: Problem, most_episodes: int) -> dict[str, Figure]:
+    """The figures of every strategy, and of the optimum.
+
+    Args:
+      flags: the command's.
+      problem: the row's.
+      most_episodes: of any row's trials. None of the strategies knows how many are to come, so that the
+        trials of all rows are the first episodes of the same ones.
+    """
     import jax
 
     from benchmarks.classical import bandits, mdps
 
-    family = family_of(problem)
-    strategies: dict[str, Any]
-    total_reward: Callable[..., Any]
+    family, longest = family_of(problem), problem._replace(episodes=most_episodes)
+    strategies: dict[str, Any] = mdps.STRATEGIES
     if problem.family == "bandit":
-        length = family.env.spec.horizon
-        strategies, total_reward = bandits.strategies(length), bandits.total_reward
-    else:
-        length = problem.episodes
-        strategies, total_reward = mdps.STRATEGIES, mdps.total_reward
+        strategies = bandits.strategies(family.env.spec.horizon)
 
-    def total(strategy: Any, seed: int, parameter: Any) -> np.ndarray:
-        sampled, key = fresh(family, flags.tasks, seed)
-        return np.asarray(total_reward(strategy, sampled, key, parameter, length))
+    def total(strategy: Any, num_tasks: int, seed: int, parameter: Any) -> np.ndarray:
+        return cumulative(strategy, longest, num_tasks, seed, parameter)[:, problem.episodes - 1]
 
     measured = {
-        name: tuned(functools.partial(total, strategy), strategy, flags.seed)
+        name: tuned(functools.partial(total, strategy), strategy, flags)
         for name, strategy in strategies.items()
     }
-    assert family.optimal_return is not None
-    sampled, _ = fresh(family, flags.tasks, flags.seed + MEASURED)
-    measured["optimal"] = figure(problem.episodes * np.asarray(jax.vmap(family.optimal_return)(sampled)))
+    tasks, _ = common.fresh_tasks(family, flags.tasks, jax.random.key(flags.seed + MEASURED))
+    measured["optimal"] = figure(problem.episodes * np.asarray(jax.vmap(family.optimal_return)(tasks)))
     return measured
 
 
-def learned(flags: Flags, problem: Problem, column: str) -> Figure:
+def config_of(flags: Flags, problem: Problem, column: str) -> Any:
+    """How a column's policy is trained for a row."""
+    name, arguments = POLICIES[column], dict(problem.arguments)
+    config = common.rl2_config(problem.family, name, iterations=flags.iterations, **arguments)
+    policy = dict(config.policy)
+    if "max_steps" in policy:
+        policy["max_steps"] = problem.episodes * family_of(problem).env.spec.horizon
+    return dataclasses.replace(
+        config,
+        policy=policy,
+        algorithm={**config.algorithm, "num_episodes": problem.episodes},
+        training=dataclasses.replace(config.training, seed=flags.seed),
+    )
+
+
+def learned(flags: Flags, column: str, config: Any) -> Figure:
     """Trains a column's policy and measures it."""
     import jax
 
     import jmeta
-    from jmeta import parallel, rollouts
-    from jmeta.presets import preset
-    from jmeta.runs.config import build, factory, hyperparameters
-    from jmeta.types import Adapted, Array, Key, Params, Task
+    from jmeta.runs.config import build
 
-    family, name = family_of(problem), POLICIES[column]
-    policy: dict[str, Any] = {"name": name}
-    if "max_steps" in hyperparameters(factory("policy", name)):
-        policy["max_steps"] = problem.episodes * family.env.spec.horizon
-    config = preset("rl2", problem.family)
-    config = dataclasses.replace(
-        config,
-        family={**config.family, **problem.arguments},
-        policy=policy,
-        algorithm={**config.algorithm, "num_episodes": problem.episodes},
-    )
-    algorithm = build(config)[2]
-    training = dataclasses.replace(config.training, seed=flags.seed)
-    if flags.iterations is not None:
-        training = dataclasses.replace(training, iterations=flags.iterations)
+    family, policy, algorithm = build(config)
     env_steps = 0.0
 
-    def report(progress: jmeta.training.Progress) -> None:
+    def show(progress: jmeta.training.Progress) -> None:
         nonlocal env_steps
         env_steps = progress.iteration * progress.metrics["env_steps"]
         reached = progress.metrics["return_trial"]
         print(f"{column}: {progress.iteration} {reached:.1f}", file=sys.stderr, flush=True)
 
     started = time.perf_counter()
-    state = jmeta.train(algorithm, family, **dataclasses.asdict(training), callback=report)
+    state = jmeta.train(algorithm, family, **dataclasses.asdict(config.training), callback=show)
     minutes = (time.perf_counter() - started) / 60
-
-    def total(params: Params, task: Task, key: Key) -> Array:
-        start = Adapted(params, algorithm.policy.initial_carry())
-        return rollouts.trial(family.env, algorithm.policy, start, task, key, problem.episodes)[2].sum()
-
-    sampled, key = fresh(family, flags.tasks, flags.seed + MEASURED)
-    block = parallel.tasks_per_block(1)
-    with jax.set_mesh(parallel.task_mesh()):
-        keys = parallel.task_keys(key, flags.tasks)
-        totals = jax.jit(lambda *x: parallel.map_tasks(total, *x, block=block))(state.params, sampled, keys)
-    compute = f"{training.iterations} iterations, {minutes:.1f} minutes, {env_steps / 1e6:.1f} million steps"
-    return figure(np.asarray(totals), compute)
+    episodes = config.algorithm["num_episodes"]
+    play = common.trial_player(family, policy, episodes, flags.tasks, lambda _, steps, returns: returns.sum())
+    totals = play(state.params, jax.random.key(flags.seed + MEASURED))
+    iterations = config.training.iterations
+    return figure(
+        totals, f"{iterations} iterations, {minutes:.1f} minutes, {env_steps / 1e6:.1f} million steps"
+    )
 
 
 def cell(found: Figure | None, known: str | None) -> str:
@@ -201,8 +213,9 @@ def cell(found: Figure | None, known: str | None) -> str:
     return f"{ours} ({known})" if known else ours
 
 
-def draw(path: pathlib.Path, plt: Any, measured: dict[str, dict[str, Figure]], rows: dict[str, Any]) -> None:
+def draw(path: pathlib.Path, measured: dict[str, dict[str, Figure]], rows: dict[str, Any]) -> None:
     """A panel a row: our figures with two standard errors, the published ones as rings."""
+    plt = common.pyplot()
     columns = min(3, len(measured))
     lines = -(-len(measured) // columns)
     figure, panels = plt.subplots(
@@ -232,66 +245,74 @@ def draw(path: pathlib.Path, plt: Any, measured: dict[str, dict[str, Figure]], r
     common.save_figure(figure, path)
 
 
+def report(flags: Flags, rows: dict[str, dict[str, str]], measured: dict[str, dict[str, Figure]]) -> str:
+    """The table as text, published columns first, and the notes."""
+    keys = KEYS[flags.table]
+    columns = [column for column in next(iter(rows.values())) if column not in keys]
+    columns = list(dict.fromkeys([*columns, *(column for found in measured.values() for column in found)]))
+    machine = common.machine()
+    cells = [
+        [name, *(cell(found.get(column), rows[name].get(column)) for column in columns)]
+        for name, found in measured.items()
+    ]
+    lines = [
+        f"{flags.table}: total reward, ours ± standard error over {flags.tasks} fresh tasks (published)",
+        f"{machine['cpu']}, {machine['cores']} cores; devices: {', '.join(machine['devices'])}",
+        common.markdown([" x ".join(keys), *columns], cells),
+    ]
+    for name, found in measured.items():
+        notes = [f"{column}: {one.note}" for column, one in found.items() if one.note]
+        lines.append(f"{name}: {'; '.join(notes)}")
+    return "\n\n".join([*lines, "* the smallest or the largest of the values tried"])
+
+
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    keys = {"bandits": ("pulls", "arms"), "mdps": ("episodes",)}[flags.table]
-    rows = {"x".join(row[key] for key in keys): row for row in published(flags.table)}
+    rows = {"x".join(row[key] for key in KEYS[flags.table]): row for row in published(flags.table)}
     for name in flags.rows:
         if name not in rows:
             common.fail(f"rows must be among {', '.join(rows)}, got {name!r}")
     for column in flags.learned:
         if column not in POLICIES:
             common.fail(f"learned must be among {', '.join(POLICIES)}, got {column!r}")
-    plt = common.pyplot()
-    import jax
+    common.at_least(2, tasks=flags.tasks)
+    problems = {name: problem_of(row) for name, row in rows.items() if name in (flags.rows or rows)}
+    plot = flags.plot
+    if plot is None and len(problems) == len(rows):
+        plot = pathlib.Path(f"benchmarks/results/{flags.table}.png")
+    from jmeta.runs.config import build
 
-    from jmeta import parallel, runtime
-
-    runtime.configure()
-    machine = common.machine()
-    record: dict[str, Any] = {
-        "table": flags.table,
-        "tasks": flags.tasks,
-        "seed": flags.seed,
-        "machine": machine,
-        "rows": {},
-    }
     measured: dict[str, dict[str, Figure]] = {}
     try:
-        parallel.check_divisible(flags.tasks, jax.device_count())
-        for name in flags.rows or rows:
+        configs = {
+            name: {column: config_of(flags, problem, column) for column in flags.learned}
+            for name, problem in problems.items()
+        }
+        flat = [config for columns in configs.values() for config in columns.values()]
+        if plot is not None:
+            common.check_plot(plot)
+        common.start((flags.tasks, 1), (TUNING_TASKS, 1), *map(common.shared_in_training, flat))
+        for config in flat:
+            build(config)  # names what is out of its range
+        record = {"flags": common.settings(flags), "machine": common.machine(), "rows": measured}
+        most_episodes = max(problem.episodes for problem in problems.values())
+        for name, problem in problems.items():
             started = time.perf_counter()
-            problem = problem_of(rows[name])
-            measured[name] = classical(flags, problem)
-            for column in flags.learned:
-                measured[name][column] = learned(flags, problem, column)
-            record["rows"][name] = {column: found._asdict() for column, found in measured[name].items()}
+            measured[name] = classical(flags, problem, most_episodes)
             common.write_json(flags.json, record)
+            for column, config in configs[name].items():
+                measured[name][column] = learned(flags, column, config)
+                common.write_json(flags.json, record)
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     except ValueError as error:
         common.fail(str(error))
-    order = [column for column in next(iter(rows.values())) if column not in keys]
-    columns = list(dict.fromkeys([*order, *(column for found in measured.values() for column in found)]))
-    measured = {
-        name: {column: found[column] for column in columns if column in found}
-        for name, found in measured.items()
-    }
-    print(
-        f"\n{flags.table}: total reward, ours ± standard error over {flags.tasks} fresh tasks (published)\n"
-    )
-    print(f"{machine['cpu']}, {machine['cores']} cores; devices: {', '.join(machine['devices'])}\n")
-    cells = [
-        [name, *(cell(found.get(column), rows[name].get(column)) for column in columns)]
-        for name, found in measured.items()
-    ]
-    print(common.markdown([" x ".join(keys), *columns], cells))
-    for name, found in measured.items():
-        notes = [f"{column}: {one.note}" for column, one in found.items() if one.note]
-        print(f"\n{name}: {'; '.join(notes)}")
-    path = flags.plot or pathlib.Path(f"benchmarks/results/{flags.table}.png")
-    draw(path, plt, measured, rows)
-    print(f"\n{path}")
+    finally:  # also what was measured before a failure
+        if measured:
+            print(f"\n{report(flags, rows, measured)}")
+    if plot is not None:
+        draw(plot, measured, rows)
+        print(f"\n{plot}")
 
 
 if __name__ == "__main__":

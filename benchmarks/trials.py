@@ -119,17 +119,8 @@ def peak(repeats: int) -> float:
 
 
 def config_of(policy: str, length: int) -> Any:
-    """The preset with trials of `length` pulls and the defaults of another policy."""
-    from jmeta.presets import preset
-    from jmeta.runs.config import resolve
-
-    config = preset("rl2", "bandit")
-    return resolve(
-        algorithm=config.algorithm,
-        family={"name": "bandit", "num_arms": ARMS, "num_pulls": length},
-        policy={"name": policy},  # one with a cache makes room for the family's trials
-        training=dataclasses.asdict(config.training),
-    )
+    """The preset with another policy and trials of `length` pulls."""
+    return common.rl2_config("bandit", policy, num_arms=ARMS, num_pulls=length)
 
 
 def measure(name: str, length: int, flops_per_second: float, flags: Flags) -> Row:
@@ -225,19 +216,18 @@ def growth_table(rows: list[Row], shortest: int, longest: int) -> str:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    for name, number in (("repeats", flags.repeats), ("trials", flags.trials)):
-        if number < 1:
-            common.fail(f"{name} must be at least 1, got {number}")
+    if not flags.lengths:
+        common.fail("lengths must be at least one number, got none")
+    common.at_least(1, repeats=flags.repeats, trials=flags.trials, lengths=min(flags.lengths))
     import jax
 
-    from jmeta import runtime
-
-    runtime.configure()
-    jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
-    settings = {name: value for name, value in dataclasses.asdict(flags).items() if name != "json"}
-    record = {"flags": settings, "machine": common.machine()}
+    algorithm = config_of(POLICIES[0], flags.lengths[0]).algorithm
+    epochs, minibatches = algorithm["epochs"], algorithm["minibatches"]
     rows: list[Row] = []
     try:
+        common.start((flags.trials, minibatches))
+        jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
+        record = {"flags": common.settings(flags), "machine": common.machine()}
         flops_per_second = peak(flags.repeats)
         for policy in POLICIES:
             for length in flags.lengths:
@@ -247,7 +237,6 @@ def main() -> None:
     except ValueError as error:
         common.fail(str(error))
     devices = f"devices: {jax.device_count()}, {flops_per_second / 1e9:,.0f} Gflop/s on large matrices"
-    epochs = config_of(POLICIES[0], flags.lengths[0]).algorithm["epochs"]
     print(f"\nAn update on {flags.trials} trials, {epochs} epochs, median of {flags.repeats}; {devices}\n")
     print(speed_table(rows, flags.trials))
     print(f"\nTime a token at {flags.lengths[-1]} pulls over that at {flags.lengths[0]}\n")

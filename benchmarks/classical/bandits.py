@@ -3,6 +3,9 @@
 A strategy is `choose(key, wins [A], losses [A], pull, parameter) -> scores [A]`: the arm of the highest score
 is pulled, ties broken at random. Means and counts include the prior's one win and one loss, so no arm must be
 tried first. `parameter` is tuned on other bandits than those it is measured on.
+
+The published Gittins figures are of a closed-form approximation of the index; here it is computed, for the
+discount 1 - 1 / T of T pulls.
 """
 
 from __future__ import annotations
@@ -16,9 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy import special
 
-from jmeta.types import Array, Key
+from benchmarks.classical import shared
+from jmeta import parallel
+from jmeta.types import Array, Key, PyTree, TaskFamily
 
 Choose = Callable[[Key, Array, Array, Array, Array], Array]
+Loop = tuple[PyTree, Array, Array]  # state of the environment, wins [A], losses [A]
 
 
 class Strategy(NamedTuple):
@@ -61,7 +67,7 @@ def ucb1(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -
 def thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
     """A sample of the posterior (Thompson, 1933)."""
     del pulls, parameter
-    return jax.random.beta(key, wins + 1, losses + 1)
+    return shared.beta(key, wins + 1, losses + 1)
 
 
 def optimistic_thompson(key: Key, wins: Array, losses: Array, pulls: Array, parameter: Array) -> Array:
@@ -119,34 +125,40 @@ def gittins_indices(num_pulls: int, discount: float, resolution: int = 400) -> n
     return indices
 
 
-@functools.partial(jax.jit, static_argnames=("strategy", "num_pulls"))
-def total_reward(strategy: Strategy, tasks: Array, key: Key, parameter: Array, num_pulls: int) -> Array:
-    """Total reward [tasks] of a strategy on bandits.
+@functools.partial(jax.jit, static_argnames=("strategy", "family"))
+def total_reward(strategy: Strategy, family: TaskFamily, parameter: Array, tasks: Array, keys: Key) -> Array:
+    """Total reward [tasks] of a strategy on bandits, over the devices of the mesh that is set.
 
     Args:
       strategy: the strategy.
-      tasks: success probabilities [tasks, A].
-      key: consumed.
+      family: of Bernoulli bandits.
       parameter: [] of the strategy.
-      num_pulls: pulls of each bandit.
+      tasks: [tasks, ...] of the family.
+      keys: [tasks] consumed.
+
+    Raises:
+      ValueError: if an episode may end before the horizon.
     """
+    env = family.env
+    shared.check_never_ends(env.spec)
 
-    def one(probabilities: Array, key: Key) -> Array:
-        def pull(state: tuple[Array, Array], step: tuple[Array, Key]) -> tuple[tuple[Array, Array], Array]:
-            wins, losses = state
+    def one(parameter: Array, task: Array, key: Key) -> Array:
+        def pull(loop: Loop, step: tuple[Array, Key]) -> tuple[Loop, Array]:
+            state, wins, losses = loop
             number, key = step
-            key_choose, key_tie, key_reward = jax.random.split(key, 3)
-            scores = strategy.choose(key_choose, wins, losses, number, parameter)
-            noise = jax.random.uniform(key_tie, scores.shape)
-            arm = jnp.argmax(jnp.where(scores == scores.max(), noise, -1.0))
-            reward = jax.random.bernoulli(key_reward, probabilities[arm]).astype(float)
-            return (wins.at[arm].add(reward), losses.at[arm].add(1 - reward)), reward
+            key_choose, key_tie, key_step = jax.random.split(key, 3)
+            arm = shared.best(key_tie, strategy.choose(key_choose, wins, losses, number, parameter))
+            state, timestep = env.step(key_step, state, arm, task)
+            reward = timestep.reward
+            return (state, wins.at[arm].add(reward), losses.at[arm].add(1 - reward)), reward
 
-        zeros = jnp.zeros_like(probabilities)
-        numbers = jnp.arange(1, num_pulls + 1)
-        return jax.lax.scan(pull, (zeros, zeros), (numbers, jax.random.split(key, num_pulls)))[1].sum()
+        key_reset, key_pulls = jax.random.split(key)
+        nothing = jnp.zeros(env.spec.action.num)
+        start = (env.reset(key_reset, task)[0], nothing, nothing)
+        numbers = jnp.arange(1, env.spec.horizon + 1)
+        return jax.lax.scan(pull, start, (numbers, jax.random.split(key_pulls, len(numbers))))[1].sum()
 
-    return jax.vmap(one)(tasks, jax.random.split(key, len(tasks)))
+    return parallel.map_tasks(one, parameter, tasks, keys, block=parallel.tasks_per_block(1))
 
 
 def strategies(num_pulls: int) -> dict[str, Strategy]:
@@ -155,7 +167,7 @@ def strategies(num_pulls: int) -> dict[str, Strategy]:
         "random": Strategy(random),
         "gittins": Strategy(gittins(num_pulls, 1 - 1 / num_pulls)),
         "thompson": Strategy(thompson),
-        "optimistic_thompson": Strategy(optimistic_thompson, (5.0, 10.0, 20.0), "samples"),
+        "optimistic_thompson": Strategy(optimistic_thompson, (5.0, 7.0, 10.0, 20.0), "samples"),
         "ucb1": Strategy(ucb1, tuple(np.round(np.arange(0.05, 1.05, 0.05), 2)), "width"),
         "epsilon_greedy": Strategy(epsilon_greedy, (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2), "ε"),
         "greedy": Strategy(greedy),

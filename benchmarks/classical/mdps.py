@@ -1,10 +1,12 @@
 """Strategies for random Markov decision processes.
 
-A strategy scores actions [H, S, A] before every episode from what it remembers of those before; the action of
-the highest score is taken, ties broken at random. Priors, confidence sets and bonuses are those of TabulaRL
-(github.com/iosband/TabulaRL), with which the published columns were measured: a prior N(0, 1) of mean
-rewards, where tasks are drawn from N(1, 1), and next to none for greedy, ε-greedy and UCRL2. `bayes_greedy`
-knows the prior that tasks are drawn from. A parameter is tuned on other tasks than those it is measured on.
+A strategy plans before every episode from what it remembers of those before, and scores actions [A] at every
+step; that of the highest score is taken, ties broken at random. Priors, confidence sets and bonuses are those
+of TabulaRL (github.com/iosband/TabulaRL), with which the published columns were measured: a prior N(0, 1) of
+mean rewards, where tasks are drawn from N(1, 1), and next to none for greedy, ε-greedy and UCRL2. Its UCRL2
+changes the estimated transitions in place, so that optimism compounds from backup to backup; ours does not.
+`bayes_greedy` knows the prior that tasks are drawn from. A parameter is tuned on other tasks than those it is
+measured on.
 """
 
 from __future__ import annotations
@@ -17,16 +19,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks.classical import shared
+from jmeta import parallel
 from jmeta.envs.tabular_mdp import TabularTask
-from jmeta.types import Array, Key
+from jmeta.types import Array, Key, PyTree, TaskFamily
 
-HORIZON = 10
 CONFIDENCE = 0.95  # of UCRL2
 DISCOUNT = 0.9  # of Q-learning
-MOST_SAMPLES = 20  # of OPSRL
 NEXT_TO_NO_PRIOR = 1e-4
 Memory = Any
+Plan = Any
 Parameter = Any  # a number, or a tuple of them
+Loop = tuple[PyTree, Array, Memory]  # state of the environment, its index, what is remembered
 
 
 class Counts(NamedTuple):
@@ -56,23 +60,31 @@ def count(
     )
 
 
+def follow(key: Key, plan: Array, memory: Memory, step: Array, state: Array, parameter: Parameter) -> Array:
+    """Scores [A] as planned, [H, S, A], for all steps of the episode."""
+    del key, memory, parameter
+    return plan[step, state]
+
+
 class Strategy(NamedTuple):
-    """How episodes are planned.
+    """How episodes are planned and played.
 
     Attributes:
-      plan: (key, memory, number of the episode, parameter) -> scores [H, S, A].
+      plan: (key, memory, number of the episode, horizon, parameter) -> what `act` needs.
       candidates: values of the parameter to choose from; () where it has none.
       meaning: of the parameter.
       start: (S, A, parameter) -> memory before the first episode.
       learn: (memory, state, action, reward, next state, parameter) -> memory after a step. Nobody sees the
         state after an episode's last step: it is S.
+      act: (key, plan, memory, step of the episode, state, parameter) -> scores [A].
     """
 
-    plan: Callable[[Key, Memory, Array, Parameter], Array]
+    plan: Callable[[Key, Memory, Array, int, Parameter], Plan]
     candidates: tuple[Parameter, ...] = ()
     meaning: str = ""
     start: Callable[[int, int, Parameter], Memory] = no_counts
     learn: Callable[[Memory, Array, Array, Array, Array, Parameter], Memory] = count
+    act: Callable[[Key, Plan, Memory, Array, Array, Parameter], Array] = follow
 
 
 def _posterior(counts: Counts, *, weight: float = 1.0, mean: float = 0.0) -> tuple[Array, Array, Array]:
@@ -89,53 +101,53 @@ def _posterior(counts: Counts, *, weight: float = 1.0, mean: float = 0.0) -> tup
     return visits / visits.sum(-1, keepdims=True), reward, 1 / jnp.sqrt(number)
 
 
-def _backward(score: Callable[[Array, Array], Array], num_states: int) -> Array:
+def _backward(score: Callable[[Array, Array], Array], num_states: int, horizon: int) -> Array:
     """Scores [H, S, A] by backward induction; `score(value [S], steps that follow []) -> [S, A]`."""
 
     def backup(value: Array, following: Array) -> tuple[Array, Array]:
         scores = score(value, following)
         return scores.max(-1), scores
 
-    return jax.lax.scan(backup, jnp.zeros(num_states), jnp.arange(HORIZON))[1][::-1]
+    return jax.lax.scan(backup, jnp.zeros(num_states), jnp.arange(horizon))[1][::-1]
 
 
-def solve(transition: Array, reward: Array) -> Array:
+def solve(transition: Array, reward: Array, horizon: int) -> Array:
     """Scores [H, S, A] that are best for a process [S, A, S], [S, A]."""
-    return _backward(lambda value, following: reward + transition @ value, len(reward))
+    return _backward(lambda value, following: reward + transition @ value, len(reward), horizon)
 
 
 def _explore(key: Key, scores: Array, epsilon: Array) -> Array:
-    """With probability `epsilon`, in a state at a step, all actions alike."""
-    explore = jax.random.uniform(key, scores.shape[:2]) < epsilon
+    """Scores [..., A]: with probability `epsilon`, in a state at a step, all actions alike."""
+    explore = jax.random.uniform(key, scores.shape[:-1]) < epsilon
     return jnp.where(explore[..., None], 0.0, scores)
 
 
-def random(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def random(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """Any action."""
     del key, episode, parameter
-    return jnp.zeros((HORIZON, *counts.rewards.shape))
+    return jnp.zeros((horizon, *counts.rewards.shape))
 
 
-def greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def greedy(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """The best for the likeliest process; where nothing was seen, no reward and any state."""
     del key, episode, parameter
     transition, reward, _ = _posterior(counts, weight=NEXT_TO_NO_PRIOR)
-    return solve(transition, reward)
+    return solve(transition, reward, horizon)
 
 
-def bayes_greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def bayes_greedy(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """The best for the posterior mean under the prior that tasks are drawn from."""
     del key, episode, parameter
     transition, reward, _ = _posterior(counts, mean=1.0)
-    return solve(transition, reward)
+    return solve(transition, reward, horizon)
 
 
-def epsilon_greedy(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def epsilon_greedy(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """A random action with probability `parameter`, else the greedy one."""
-    return _explore(key, greedy(key, counts, episode, parameter), parameter)
+    return _explore(key, greedy(key, counts, episode, horizon, parameter), parameter)
 
 
-def beb(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def beb(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """Bayesian exploration bonuses of 1 / (1 + n), pseudo-counts included (Kolter and Ng, 2009).
 
     That of transitions is for every step that follows, times 2 H^3 `parameter`.
@@ -144,30 +156,34 @@ def beb(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array
     transition, reward, _ = _posterior(counts)
     num_states = len(reward)
     reward += 1 / (2 + counts.steps)
-    bonus = 2 * HORIZON**3 * parameter / (1 + num_states + counts.visits.sum(-1))
-    return _backward(lambda value, following: reward + following * bonus + transition @ value, num_states)
+    bonus = 2 * horizon**3 * parameter / (1 + num_states + counts.visits.sum(-1))
+    return _backward(
+        lambda value, following: reward + following * bonus + transition @ value, num_states, horizon
+    )
 
 
 def _sample(key: Key, counts: Counts) -> tuple[Array, Array]:
     key_transition, key_reward = jax.random.split(key)
     _, reward, std = _posterior(counts)
-    transition = jax.random.dirichlet(key_transition, counts.visits + 1)
+    transition = shared.dirichlet(key_transition, counts.visits + 1)
     return transition, reward + std * jax.random.normal(key_reward, reward.shape)
 
 
-def psrl(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def psrl(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """The best for a sample of the posterior (Strens, 2000)."""
     del episode, parameter
-    return solve(*_sample(key, counts))
+    return solve(*_sample(key, counts), horizon)
 
 
-def opsrl(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def opsrl(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """The highest score by any of `parameter` samples of the posterior."""
     del episode
-    keys = jax.random.split(key, MOST_SAMPLES)
-    scores = jax.vmap(lambda key: solve(*_sample(key, counts)))(keys)
-    used = (jnp.arange(MOST_SAMPLES) < parameter)[:, None, None, None]
-    return jnp.where(used, scores, -jnp.inf).max(0)
+
+    def better(index: Array, scores: Array) -> Array:
+        return jnp.maximum(scores, solve(*_sample(jax.random.fold_in(key, index), counts), horizon))
+
+    nothing = jnp.full((horizon, *counts.rewards.shape), -jnp.inf)
+    return jax.lax.fori_loop(0, jnp.asarray(parameter, int), better, nothing)
 
 
 def confidence_radii(counts: Counts, episode: Array) -> tuple[Array, Array]:
@@ -204,7 +220,7 @@ def optimistic_transition(estimate: Array, radius: Array, value: Array) -> Array
     return jnp.minimum(raised, room)[..., jnp.argsort(best_first)]
 
 
-def ucrl2(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Array:
+def ucrl2(key: Key, counts: Counts, episode: Array, horizon: int, parameter: Parameter) -> Array:
     """The best for the most favourable process in a confidence set (Jaksch et al., 2010).
 
     Its radii are scaled by `parameter`: as they are, it only explores here.
@@ -218,6 +234,7 @@ def ucrl2(key: Key, counts: Counts, episode: Array, parameter: Parameter) -> Arr
             reward + (optimistic_transition(estimate, parameter * radius, value) @ value)
         ),
         len(reward),
+        horizon,
     )
 
 
@@ -235,60 +252,77 @@ def update_values(
     return values.at[state, action].add(jnp.where(seen, parameter[1] * difference, 0.0))
 
 
-def q_learning(key: Key, values: Array, episode: Array, parameter: Parameter) -> Array:
-    """ε-greedy by the Q-values with which the episode starts.
+def no_plan(key: Key, memory: Memory, episode: Array, horizon: int, parameter: Parameter) -> tuple[()]:
+    """Nothing: all is decided step by step."""
+    del key, memory, episode, horizon, parameter
+    return ()
+
+
+def q_learning(
+    key: Key, plan: tuple[()], values: Array, step: Array, state: Array, parameter: Parameter
+) -> Array:
+    """ε-greedy by the Q-values as they are now.
 
     `parameter` is (initial value, step size, ε). The prior is not known to it.
     """
-    del episode
-    return _explore(key, jnp.broadcast_to(values, (HORIZON, *values.shape)), parameter[2])
+    del plan, step
+    return _explore(key, values[state], parameter[2])
 
 
-@functools.partial(jax.jit, static_argnames=("strategy", "num_episodes"))
-def total_reward(
-    strategy: Strategy, tasks: TabularTask, key: Key, parameter: Parameter, num_episodes: int
+@functools.partial(jax.jit, static_argnames=("strategy", "family", "num_episodes"))
+def episode_rewards(
+    strategy: Strategy,
+    family: TaskFamily,
+    num_episodes: int,
+    parameter: Parameter,
+    tasks: TabularTask,
+    keys: Key,
 ) -> Array:
-    """Total reward [tasks] of a strategy over all episodes.
+    """Reward [tasks, E] of every episode with a strategy, over the devices of the mesh that is set.
 
     Args:
       strategy: the strategy.
-      tasks: [tasks, ...].
-      key: consumed.
+      family: of tabular processes whose states are observed.
+      num_episodes: E; how many come is known to no strategy.
       parameter: of the strategy.
-      num_episodes: episodes of each task.
-    """
+      tasks: [tasks, ...] of the family.
+      keys: [tasks] consumed.
 
-    def one(task: TabularTask, key: Key) -> Array:
+    Raises:
+      ValueError: if an episode may end before the horizon.
+    """
+    env = family.env
+    horizon, num_states, num_actions = env.spec.horizon, env.spec.obs_size, env.spec.action.num
+    shared.check_never_ends(env.spec)
+
+    def one(parameter: Parameter, task: TabularTask, key: Key) -> Array:
         def episode(memory: Memory, turn: tuple[Array, Key]) -> tuple[Memory, Array]:
             number, key = turn
-            key_plan, key_steps = jax.random.split(key)
-            scores = strategy.plan(key_plan, memory, number, parameter)
+            key_plan, key_reset, key_steps = jax.random.split(key, 3)
+            plan = strategy.plan(key_plan, memory, number, horizon, parameter)
 
-            def step(
-                loop: tuple[Array, Memory], now: tuple[Array, Array, Key]
-            ) -> tuple[tuple[Array, Memory], Array]:
-                (state, memory), (score, last, key) = loop, now
-                key_tie, key_next, key_reward = jax.random.split(key, 3)
-                best = score[state] == score[state].max()
-                action = jnp.argmax(jnp.where(best, jax.random.uniform(key_tie, best.shape), -1.0))
-                following = jax.random.categorical(key_next, jnp.log(task.transition[state, action]))
-                reward = task.reward[state, action] + jax.random.normal(key_reward)
-                seen = jnp.where(last, num_states, following)
-                memory = strategy.learn(memory, state, action, reward, seen, parameter)
-                return (following, memory), reward
+            def step(loop: Loop, now: tuple[Array, Key]) -> tuple[Loop, Array]:
+                (env_state, state, memory), (number, key) = loop, now
+                key_act, key_tie, key_step = jax.random.split(key, 3)
+                scores = strategy.act(key_act, plan, memory, number, state, parameter)
+                action = shared.best(key_tie, scores)
+                env_state, timestep = env.step(key_step, env_state, action, task)
+                following = jnp.argmax(timestep.obs)
+                seen = jnp.where(number == horizon - 1, num_states, following)
+                memory = strategy.learn(memory, state, action, timestep.reward, seen, parameter)
+                return (env_state, following, memory), timestep.reward
 
-            start = (jnp.zeros((), jnp.int32), memory)
-            last = jnp.arange(HORIZON) == HORIZON - 1
-            keys = jax.random.split(key_steps, HORIZON)
-            (_, memory), reward = jax.lax.scan(step, start, (scores, last, keys))
+            env_state, timestep = env.reset(key_reset, task)
+            start = (env_state, jnp.argmax(timestep.obs), memory)
+            turns = (jnp.arange(horizon), jax.random.split(key_steps, horizon))
+            (_, _, memory), reward = jax.lax.scan(step, start, turns)
             return memory, reward.sum()
 
-        num_states, num_actions = task.reward.shape
         memory = strategy.start(num_states, num_actions, parameter)
         turns = (jnp.arange(num_episodes), jax.random.split(key, num_episodes))
-        return jax.lax.scan(episode, memory, turns)[1].sum()
+        return jax.lax.scan(episode, memory, turns)[1]
 
-    return jax.vmap(one)(tasks, jax.random.split(key, tasks.reward.shape[0]))
+    return parallel.map_tasks(one, parameter, tasks, keys, block=parallel.tasks_per_block(1))
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -297,14 +331,15 @@ STRATEGIES: dict[str, Strategy] = {
     "opsrl": Strategy(opsrl, (2.0, 3.0, 5.0, 10.0, 20.0), "samples"),
     "ucrl2": Strategy(ucrl2, tuple(10 ** (-k / 2) for k in range(1, 9)), "scale of the radii"),
     "beb": Strategy(beb, tuple(10 ** (-k / 2) for k in range(1, 9)), "scale of the bonus"),
-    "epsilon_greedy": Strategy(epsilon_greedy, (0.1, 0.2, 0.3), "ε"),
+    "epsilon_greedy": Strategy(epsilon_greedy, (0.02, 0.05, 0.1, 0.2, 0.3), "ε"),
     "greedy": Strategy(greedy),
     "bayes_greedy": Strategy(bayes_greedy),
     "q_learning": Strategy(
-        q_learning,
+        no_plan,
         tuple(itertools.product((0.0, 5.0, 10.0, 20.0), (0.1, 0.2, 0.4), (0.0, 0.05, 0.1))),
         "initial value, step size, ε",
         initial_values,
         update_values,
+        q_learning,
     ),
 }

@@ -6,17 +6,38 @@ import numpy as np
 import pytest
 
 from benchmarks.classical import bandits
+from jmeta import tasks
+
+FAMILY = tasks.bandit(num_arms=3, num_pulls=10)
 
 
-def totals(strategy, probabilities, parameter=0.0, num_tasks=900, pulls=10):
-    tasks = jnp.tile(jnp.array(probabilities), (num_tasks, 1))
-    return np.asarray(bandits.total_reward(strategy, tasks, jax.random.key(0), parameter, pulls))
+def totals(strategy, probabilities, parameter=0.0, num_tasks=900, family=FAMILY):
+    batch = jnp.tile(jnp.array(probabilities), (num_tasks, 1))
+    keys = jax.random.split(jax.random.key(0), num_tasks)
+    return np.asarray(bandits.total_reward(strategy, family, parameter, batch, keys))
 
 
 @pytest.mark.parametrize("wins, losses, index", [(0, 0, 0.7029), (1, 0, 0.8001), (0, 1, 0.5001)])
 def test_gittins_indices_are_those_of_the_literature(wins, losses, index):
     # Gittins, Glazebrook and Weber (2011), table 8.4, discount 0.9; ours are on a grid of 1 / 400.
     assert abs(bandits.gittins_indices(1, 0.9)[wins, losses] - index) <= 0.5 / 400
+
+
+def test_gittins_scores_an_arm_by_its_wins_and_losses():
+    choose, table = bandits.gittins(4, 0.9), bandits.gittins_indices(4, 0.9)
+    scores = choose(jax.random.key(0), jnp.array([0.0, 1.0, 0.0]), jnp.array([0.0, 0.0, 3.0]), 5, 0.0)
+    np.testing.assert_array_equal(scores, [table[0, 0], table[1, 0], table[0, 3]])
+    assert scores[1] > scores[0] > scores[2]
+
+
+def test_the_family_is_what_is_played():
+    def step(key, state, action, task):
+        state, timestep = FAMILY.env.step(key, state, action, task)
+        return state, timestep._replace(reward=0.5 * timestep.reward)
+
+    half = FAMILY._replace(env=FAMILY.env._replace(step=step))
+    found = totals(bandits.Strategy(bandits.random), [1.0, 1.0, 1.0], num_tasks=2, family=half)
+    np.testing.assert_array_equal(found, 5.0)
 
 
 def test_greedy_finds_the_arm_that_always_pays_and_never_leaves_it():

@@ -1,0 +1,52 @@
+"""What the benchmarks share."""
+
+import jax
+import pytest
+
+from benchmarks import common
+from jmeta import runtime
+from jmeta.presets import preset
+
+
+def test_a_plot_is_of_a_known_format():
+    pytest.importorskip("matplotlib")
+    common.check_plot(common.pathlib.Path("out.PNG"))
+    for name in ("out", "out.nonsense"):
+        with pytest.raises(SystemExit, match=f"plot must end in one of .*, got {name}"):
+            common.check_plot(common.pathlib.Path(name))
+
+
+def test_a_number_too_small_is_named():
+    common.at_least(1, seeds=1, tasks=2)
+    with pytest.raises(SystemExit, match="seeds must be at least 1, got 0"):
+        common.at_least(1, tasks=1, seeds=0)
+
+
+@pytest.mark.parametrize("cores, devices", [(1, 1), (2, 2), (6, 4), (12, 8), (32, 16)])
+def test_the_cores_taken_share_all_numbers_of_tasks(monkeypatch, cores, devices):
+    asked = []
+    monkeypatch.setattr(runtime, "configure", lambda *, num_tasks: asked.append(num_tasks))
+    common.start((2000, 1), (400, 1), common.shared_in_training(preset("rl2", "bandit")))
+    assert runtime._num_cpu_devices(cores, asked[0]) == devices
+
+
+def test_devices_that_cannot_share_are_refused(monkeypatch):
+    monkeypatch.setattr(runtime, "configure", lambda *, num_tasks: None)
+    monkeypatch.setattr(jax, "device_count", lambda: 3)
+    common.start((12, 1), (12, 4))
+    for shared in ((13, 1), (12, 2 * 4)):
+        with pytest.raises(ValueError, match="tasks must be"):
+            common.start((12, 1), shared)
+
+
+def test_the_presets_policy_keeps_its_settings_and_another_has_its_defaults(monkeypatch):
+    known = preset("rl2", "grid-goal")
+    assert common.rl2_config("grid-goal", "gru") == known
+    tuned = known.policy | {"size": 17}
+    changed = common.dataclasses.replace(known, policy=tuned)
+    monkeypatch.setattr("jmeta.presets.preset", lambda *names: changed)
+    assert common.rl2_config("grid-goal", "gru").policy == tuned
+    other = common.rl2_config("grid-goal", "lstm", iterations=3, horizon=7)
+    assert other.policy == {"name": "lstm", "size": 64, "separate_critic": False}
+    assert other.family == {"name": "grid-goal", "horizon": 7} and other.training.iterations == 3
+    assert other.algorithm == known.algorithm
