@@ -141,22 +141,16 @@ def measure(name: str, flags: Flags) -> Row:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    import jax
-
-    from jmeta import parallel, runtime
     from jmeta.presets import preset
 
-    runtime.configure()
     rows: list[Row] = []
     try:
-        parallel.check_divisible(flags.tasks, jax.device_count())
         names = [row for name in flags.algorithms for row in GROUPS.get(name, (name,))]
-        for name in names:
-            preset(VARIANTS.get(name, (name, {}))[0], flags.family)  # an unknown one is named at once
+        presets = [preset(VARIANTS.get(name, (name, {}))[0], flags.family) for name in names]
+        common.start((flags.tasks, 1), *((config.training.num_tasks, 1) for config in presets))
         for name in names:
             rows.append(measure(name, flags))
-            settings = {name: value for name, value in dataclasses.asdict(flags).items() if name != "json"}
-            record = {"flags": settings, "machine": common.machine(), "rows": rows}
+            record = {"flags": common.settings(flags), "machine": common.machine(), "rows": rows}
             common.write_json(flags.json, record)
     except ValueError as error:
         common.fail(str(error))

@@ -412,7 +412,7 @@ def draw(results: Sequence[Result], path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    common.pyplot()
+    common.check_plot(flags.plot)
     import jax
 
     from jmeta import runtime
@@ -421,7 +421,6 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     started = time.perf_counter()
     results, few, implicit = against_exact(flags), against_few_episodes(flags), against_implicit(flags)
-    draw(results, flags.plot)
     replicas = dict.fromkeys((result.episodes, result.replicas) for result in results)
     described = ", ".join(f"{count:,} of N = {episodes:,}" for episodes, count in replicas)
     print(f"\nMeta-gradients on the two-state process, step size {STEP_SIZE}. Replicas: {described}.")
@@ -456,6 +455,7 @@ def main() -> None:
     print(f"\n{seconds / 60:.1f} minutes on {common.machine()['cores']} cores")
     record = {"machine": common.machine(), "exact": results, "few": few, "implicit": implicit}
     common.write_json(flags.json, record | {"seconds": seconds})
+    draw(results, flags.plot)
 
 
 if __name__ == "__main__":

@@ -190,17 +190,14 @@ def draw(rows: list[Row], params: Any, path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    common.pyplot()
-    from jmeta import runtime
-
-    runtime.configure()
+    common.check_plot(flags.plot)
+    common.start(*((config_of(name, TRAINED_SHOTS).training.num_tasks, 1) for name in METHODS))
     rows, first = [], {}
     for name in METHODS:
         measured, first[name] = measure(name, flags)
         rows += measured
-        settings = {"seeds": flags.seeds, "tasks": flags.tasks}
-        common.write_json(flags.json, {"flags": settings, "machine": common.machine(), "rows": rows})
-    draw(rows, first["maml"], flags.plot)
+        record = {"flags": common.settings(flags), "machine": common.machine(), "rows": rows}
+        common.write_json(flags.json, record)
     header = ["method", "points", "iterations", *(f"{k} steps" for k in SHOWN), "minutes"]
     cells = [
         [
@@ -219,6 +216,7 @@ def main() -> None:
     ]
     print(f"\nMean squared error [95 % interval] over {flags.seeds} seeds x {flags.tasks} fresh sines\n")
     print(common.markdown(header, cells))
+    draw(rows, first["maml"], flags.plot)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "independent": {},
     "uniform transitions": {"transitions": "uniform"},
 }
+METHODS = ("reptile", "maml")
 STEP_SIZES = (0.1, 0.2, 0.4, 0.8)
 EPSILONS = (0.05, 0.1, 0.2)
 OPTIMISTIC = (5.0, 10.0, 20.0)  # values; a reward is 1 in the mean, ten of them discounted by 0.9 are 6.5
@@ -172,7 +173,7 @@ def measure(name: str, arguments: dict[str, Any], flags: Flags) -> Result:
         tuned: curves_of(config_of("maml", arguments, *tuned), flags.tasks) for _, tuned in settings.values()
     }
     returns = {start: learners[tuned](zeros + value, key_test) for start, (value, tuned) in settings.items()}
-    for method in ("reptile", "maml"):
+    for method in METHODS:
         tuned = best[0.0][1:]
         config = config_of(method, arguments, *tuned)
         training = dataclasses.replace(config.training, seed=flags.seed)
@@ -244,19 +245,17 @@ def draw(results: list[Result], path: pathlib.Path) -> None:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
-    common.pyplot()
-    from jmeta import runtime
+    common.check_plot(flags.plot)
+    from jmeta.presets import preset
 
-    runtime.configure()
+    common.start(*((preset(method, "random-mdp").training.num_tasks, 1) for method in METHODS))
     results = [measure(name, arguments, flags) for name, arguments in FAMILIES.items()]
-    settings = {
-        name: str(value) for name, value in dataclasses.asdict(flags).items() if name not in ("json", "plot")
-    }
-    common.write_json(flags.json, {"flags": settings, "machine": common.machine(), "results": results})
-    draw(results, flags.plot)
+    record = {"flags": common.settings(flags), "machine": common.machine(), "results": results}
+    common.write_json(flags.json, record)
     print(f"Return of an episode, mean [95 % interval] over {flags.tasks} fresh processes")
     for result in results:
         print(f"\n{table(result)}\n\n{result.seconds:.0f} s")
+    draw(results, flags.plot)
 
 
 if __name__ == "__main__":
