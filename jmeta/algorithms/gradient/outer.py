@@ -98,7 +98,8 @@ def assemble(
       differentiation: of the inner steps: "mixed" (forward over reverse), "reverse" (more memory) or
         "rematerialized" (reverse, recomputing). The gradient is the same.
       surrogate: objective of the inner step, a name in `estimators.surrogates.SURROGATES`: it decides which
-        terms the Hessian keeps.
+        terms the Hessian keeps. All but `ratio` and `ppo-clip` have a meaning only at the parameters that
+        sampled: they are for few outer epochs.
       outer_surrogate: objective after adaptation, likewise.
       outer_epochs: outer updates on one batch.
       discount: of inner and outer objective, in [0, 1].
