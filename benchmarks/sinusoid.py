@@ -140,7 +140,8 @@ def measure(name: str, flags: Flags) -> tuple[list[Row], Any]:
     for shots in SHOTS:
         key = jax.random.key(10_000)  # no sine of any training run; the same ones for every method
         found = errors(name, shots, trained, key, flags.tasks)
-        mean, low, high = (x.tolist() for x in bootstrap(found, resamples=2000))
+        with np.errstate(invalid="ignore"):  # where an error is infinite, so are they
+            mean, low, high = (x.tolist() for x in bootstrap(found, resamples=2000))
         rows.append(Row(name, shots, training.iterations, mean, low, high, seconds))
     return rows, trained[0]
 
