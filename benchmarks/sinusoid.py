@@ -62,6 +62,8 @@ class Row:
     mean: list[float]  # [STEPS + 1] mean squared error
     low: list[float]
     high: list[float]
+    median: list[float]
+    worse: list[float]  # share of the sines whose error is larger than before the first step
     seconds: float  # of training all seeds, compilation included
 
 
@@ -115,7 +117,8 @@ def errors(name: str, shots: int, trained: list[Any], key: Any, num_tasks: int) 
         return jax.lax.map(lambda key: one(params, key), keys, batch_size=50)
 
     keys = jax.random.split(key, num_tasks)
-    return np.stack([np.asarray(every(params, keys)) for params in trained])
+    found = np.stack([np.asarray(every(params, keys)) for params in trained])
+    return np.where(np.isnan(found), np.inf, found)  # it overflowed
 
 
 def measure(name: str, flags: Flags) -> tuple[list[Row], Any]:
@@ -142,7 +145,9 @@ def measure(name: str, flags: Flags) -> tuple[list[Row], Any]:
         found = errors(name, shots, trained, key, flags.tasks)
         with np.errstate(invalid="ignore"):  # where an error is infinite, so are they
             mean, low, high = (x.tolist() for x in bootstrap(found, resamples=2000))
-        rows.append(Row(name, shots, training.iterations, mean, low, high, seconds))
+        median = np.median(found, axis=(0, 1)).tolist()
+        worse = (found > found[..., :1]).mean((0, 1)).tolist()
+        rows.append(Row(name, shots, training.iterations, mean, low, high, median, worse, seconds))
     return rows, trained[0]
 
 
@@ -172,9 +177,10 @@ def draw(rows: list[Row], params: Any, path: pathlib.Path) -> None:
         axis.plot(grid, task.amplitude * jnp.sin(grid - task.phase), color="black", label="sine")
         axis.plot(points, task.amplitude * np.sin(points - task.phase), "k^", label="points")
         for step, style in zip(SHOWN, (":", "--", "-"), strict=True):
-            axis.plot(grid, predictions[step], style, label=f"after {step} steps")
+            axis.plot(grid, predictions[step], style, label=f"steps: {step}")
         axis.set(xlabel="x")
-    axes[0].legend(fontsize="small")
+    axes[0].set_ylabel("y")
+    axes[0].legend(fontsize="small", loc="lower left", framealpha=1)
     for row in rows:
         if row.shots == TRAINED_SHOTS:
             (line,) = axes[-1].plot(row.mean, label=row.name)
@@ -199,7 +205,16 @@ def main() -> None:
         rows += measured
         record = {"flags": common.settings(flags), "machine": common.machine(), "rows": rows}
         common.write_json(flags.json, record)
-    header = ["method", "points", "iterations", *(f"{k} steps" for k in SHOWN), "minutes"]
+    means = [f"after {k}" for k in SHOWN]
+    header = [
+        "method",
+        "points",
+        "iterations",
+        *means,
+        *(f"median {m}" for m in means[1:]),
+        "worse",
+        "minutes",
+    ]
     cells = [
         [
             row.name,
@@ -207,15 +222,18 @@ def main() -> None:
             str(row.iterations),
             *(
                 f"{row.mean[k]:.3f} [{row.low[k]:.3f}, {row.high[k]:.3f}]"
-                if np.isfinite(row.mean[k])
-                else "diverged"  # on some sine: step sizes learned for one step
+                if row.mean[k] < 1e3
+                else "diverged"  # on some sine: trained for one step
                 for k in SHOWN
             ),
+            *(f"{row.median[k]:.3f}" for k in SHOWN[1:]),
+            f"{row.worse[STEPS]:.2%}",
             f"{row.seconds / 60:.1f}",
         ]
         for row in rows
     ]
-    print(f"\nMean squared error [95 % interval] over {flags.seeds} seeds x {flags.tasks} fresh sines\n")
+    print(f"\nMean squared error [95 % interval] after k steps, {flags.seeds} seeds x {flags.tasks} sines;")
+    print(f"worse: sines whose error after {STEPS} steps is larger than before the first\n")
     print(common.markdown(header, cells))
     draw(rows, first["maml"], flags.plot)
 
