@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1] / "jmeta"
 # A unit is a module or a package directly under jmeta. One that is not listed fails.
 LAYERS = {
     "types": 0,
+    "checks": 1,
     "distributions": 1,
     "estimators": 1,
     "optimizers": 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 
@@ -21,9 +22,7 @@ def bandit(*, num_arms: int, num_pulls: int) -> Env:
     Raises:
       ValueError: if an argument is not positive.
     """
-    for argument, value in {"num_arms": num_arms, "num_pulls": num_pulls}.items():
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    at_least_one(num_arms=num_arms, num_pulls=num_pulls)
 
     def observe(reward: Array) -> TimeStep:
         return TimeStep(jnp.zeros(1), reward, jnp.array(False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 SLOPE = 2.0  # how sharply clicks tell good items from bad
@@ -25,9 +26,7 @@ def recommendation(*, num_items: int, num_features: int, horizon: int) -> Env:
     Raises:
       ValueError: if an argument is not positive.
     """
-    for argument, value in {"num_items": num_items, "num_features": num_features, "horizon": horizon}.items():
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    at_least_one(num_items=num_items, num_features=num_features, horizon=horizon)
 
     def offer(key: Key, reward: Array) -> tuple[Array, TimeStep]:
         items = jax.random.normal(key, (num_items, num_features)) / jnp.sqrt(num_features)

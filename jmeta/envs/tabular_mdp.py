@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 
@@ -35,9 +36,7 @@ def tabular_mdp(*, num_states: int, num_actions: int, horizon: int, reward_std: 
     Raises:
       ValueError: if a size is not positive or the standard deviation is negative.
     """
-    for argument, value in {"num_states": num_states, "num_actions": num_actions, "horizon": horizon}.items():
-        if value < 1:
-            raise ValueError(f"{argument} must be at least 1, got {value}")
+    at_least_one(num_states=num_states, num_actions=num_actions, horizon=horizon)
     if reward_std < 0:
         raise ValueError(f"reward_std must not be negative, got {reward_std}")
 

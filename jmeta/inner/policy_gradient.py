@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import rollouts
+from jmeta.checks import at_least_one, in_unit_interval
 from jmeta.estimators import advantages, baselines
 from jmeta.estimators.surrogates import SURROGATES, PolicyGradientBatch
 from jmeta.inner.loop import Learner
@@ -67,11 +68,8 @@ def estimator(
     Raises:
       ValueError: a value is out of its range.
     """
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
-    for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")
+    at_least_one(num_episodes=num_episodes)
+    in_unit_interval(discount=discount, gae_lambda=gae_lambda)
     if baseline not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
     if not policy.differentiable:

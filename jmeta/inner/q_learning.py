@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import rollouts
+from jmeta.checks import at_least_one, in_unit_interval
 from jmeta.inner.loop import Learner
 from jmeta.types import Adapted, Array, Key, Params, Policy, PolicyInput, Task, TaskFamily
 
@@ -45,10 +46,8 @@ def learner(
       ValueError: a value is out of its range, or the policy's parameters are not such weights.
     """
     del others
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
-    if not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount must be in [0, 1], got {discount}")
+    at_least_one(num_episodes=num_episodes)
+    in_unit_interval(discount=discount)
     weights = jax.eval_shape(policy.init, jax.random.key(0))
     if not isinstance(weights, jax.ShapeDtypeStruct) or len(weights.shape) != 2:
         raise ValueError("inner 'q-learning' needs a policy whose parameters are a matrix, such as tabular")

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.policies.layers import Dense, dense, orthogonal
-from jmeta.policies.sequence import Core, at_least_one, sequence_policy
+from jmeta.policies.sequence import Core, sequence_policy
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.policies.layers import Dense, dense
 from jmeta.policies.lstm import LSTMCarry, LSTMParams, advance, init_lstm, zero_carry
-from jmeta.policies.sequence import Core, at_least_one, sequence_policy
+from jmeta.policies.sequence import Core, sequence_policy
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 _USAGE_DECAY = 0.95  # of usage, a step (the paper's γ)

@@ -96,8 +96,16 @@ def sequence_policy(spec: EnvSpec, core: Core, *, separate_critic: bool) -> Poli
     )
 
 
-def at_least_one(**sizes: int) -> None:
-    """Raises ValueError for a size that is not positive."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+def longest_trial(spec: EnvSpec, max_steps: int | None) -> int:
+    """Steps that a memory of fixed size must hold: `max_steps`, or None for a trial of the family's."""
+    return spec.horizon * spec.trial_episodes if max_steps is None else max_steps
+
+
+def step_of(unroll: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]) -> Callable[..., PyTree]:
+    """`Core.step` of a model that is parallel over time: its unroll over one step."""
+
+    def step(params: Params, carry: PyTree, x: Array) -> tuple[PyTree, Array]:
+        carry, y = unroll(params, carry, x[None])
+        return carry, y[0]
+
+    return step

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.policies.attention import causal_attention, remember
 from jmeta.policies.layers import Dense, dense
-from jmeta.policies.sequence import Core, at_least_one, sequence_policy
+from jmeta.policies.sequence import Core, longest_trial, sequence_policy, step_of
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 
@@ -62,7 +63,7 @@ def snail(
     Raises:
       ValueError: an argument is out of its range.
     """
-    max_steps = spec.horizon * spec.trial_episodes if max_steps is None else max_steps
+    max_steps = longest_trial(spec, max_steps)
     at_least_one(size=size, max_steps=max_steps)
     dilations = [2**i for i in range(max(1, math.ceil(math.log2(max_steps))))]
     widths = [[size * (1 + block * len(dilations) + i) for i in range(len(dilations))] for block in range(2)]
@@ -97,11 +98,7 @@ def snail(
         read = causal_attention(params.attention.query(x), keys, values, time)
         return SnailCarry(time + len(x), outputs, keys, values), jnp.concatenate([x, read], axis=-1)
 
-    def step(params: SnailParams, carry: SnailCarry, x: Array) -> tuple[SnailCarry, Array]:
-        carry, y = unroll(params, carry, x[None])
-        return carry, y[0]
-
-    core = Core(init, initial_carry, step, unroll, width + size, max_steps)
+    core = Core(init, initial_carry, step_of(unroll), unroll, width + size, max_steps)
     return sequence_policy(spec, core, separate_critic=separate_critic)
 
 

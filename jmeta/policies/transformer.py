@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.policies.attention import causal_attention, remember
 from jmeta.policies.layers import Dense, dense
-from jmeta.policies.sequence import Core, at_least_one, sequence_policy
+from jmeta.policies.sequence import Core, longest_trial, sequence_policy, step_of
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 
@@ -67,7 +68,7 @@ def transformer(
     Raises:
       ValueError: an argument is out of its range.
     """
-    max_steps = spec.horizon * spec.trial_episodes if max_steps is None else max_steps
+    max_steps = longest_trial(spec, max_steps)
     at_least_one(size=size, num_layers=num_layers, num_heads=num_heads, max_steps=max_steps)
     if size % num_heads:
         raise ValueError(f"num_heads must divide size={size}, got {num_heads}")
@@ -113,11 +114,7 @@ def transformer(
             all_values.append(values)
         return TransformerCarry(time + length, tuple(all_keys), tuple(all_values)), _normalize(x)
 
-    def step(params: TransformerParams, carry: TransformerCarry, x: Array) -> tuple[TransformerCarry, Array]:
-        carry, y = unroll(params, carry, x[None])
-        return carry, y[0]
-
-    core = Core(init, initial_carry, step, unroll, size, max_steps)
+    core = Core(init, initial_carry, step_of(unroll), unroll, size, max_steps)
     return sequence_policy(spec, core, separate_critic=separate_critic)
 
 

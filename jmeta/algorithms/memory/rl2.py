@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jmeta import parallel, rollouts
+from jmeta.checks import at_least_one, in_unit_interval
 from jmeta.estimators import advantages
 from jmeta.estimators.surrogates import PolicyGradientBatch, ppo_clip
 from jmeta.optimizers import check_gradients_suffice, skip_nonfinite
@@ -87,17 +88,12 @@ def rl2(
       ValueError: an argument is out of its range, or the policy cannot hold a trial.
     """
     episodes = family.env.spec.trial_episodes if num_episodes is None else num_episodes
-    counts = {"num_episodes": episodes, "epochs": epochs, "minibatches": minibatches}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    at_least_one(num_episodes=episodes, epochs=epochs, minibatches=minibatches)
     weights = {"clip": clip, "entropy_weight": entropy_weight, "value_weight": value_weight}
     for name, weight in weights.items():
         if weight < 0:
             raise ValueError(f"{name} must not be negative, got {weight}")
-    for name, weight in (("discount", discount), ("gae_lambda", gae_lambda)):
-        if not 0.0 <= weight <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1], got {weight}")
+    in_unit_interval(discount=discount, gae_lambda=gae_lambda)
     if tasks_per_block is not None and tasks_per_block < 1:
         raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
     if not policy.has_critic:
