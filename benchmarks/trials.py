@@ -128,17 +128,16 @@ def measure(name: str, length: int, flops_per_second: float, flags: Flags) -> Ro
     import jax
     import jax.numpy as jnp
 
-    from jmeta import parallel, training
-    from jmeta.algorithms.memory.rl2 import collect_trial
+    from jmeta import parallel, rollouts, training
     from jmeta.runs.config import build
+    from jmeta.types import Adapted
 
-    config = config_of(name, length)
-    family, policy, algorithm = build(config)
-    weights = {weight: config.algorithm[weight] for weight in ("discount", "gae_lambda")}
+    family, policy, algorithm = build(config_of(name, length))
 
     def sample(params: Any, tasks: Any, key: Any) -> Any:
         def one(params: Any, task: Any, key: Any) -> Any:
-            return collect_trial(family, policy, params, task, key, num_episodes=1, **weights)
+            empty = Adapted(params, policy.initial_carry())
+            return rollouts.trial(family.env, policy, empty, task, key, num_episodes=1)[1:]
 
         keys = parallel.task_keys(key, flags.trials)
         return parallel.map_tasks(one, params, tasks, keys, block=parallel.tasks_per_block(1))

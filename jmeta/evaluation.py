@@ -10,6 +10,7 @@ import numpy as np
 import scipy.stats
 
 from jmeta import parallel, rollouts
+from jmeta.checks import at_least_one
 from jmeta.types import Array, Key, MetaAlgorithm, Params, Task, TaskFamily
 
 
@@ -68,8 +69,7 @@ def evaluate(
     Raises:
       ValueError: a count is out of its range, or not divided by the devices.
     """
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes must be at least 1, got {num_episodes}")
+    at_least_one(num_episodes=num_episodes)
     num_steps = adaptation_steps(algorithm, num_steps)
     parallel.check_divisible(num_tasks, parallel.num_devices())
     block = parallel.tasks_per_block(num_episodes)

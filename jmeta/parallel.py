@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jmeta.types import Key, Params, PyTree
+from jmeta.checks import at_least_one
+from jmeta.types import Array, Key, Params, PyTree
 
 AXIS = "tasks"
 _CPU_BLOCK_EPISODES = 64  # environments that stay in a core's cache while they step side by side
@@ -49,12 +50,22 @@ def check_divisible(num_tasks: int, devices: int, minibatches: int = 1) -> None:
         raise ValueError(f"tasks must be a positive multiple of {among}, got {num_tasks}")
 
 
-def tasks_per_block(num_episodes: int) -> int | None:
-    """Default block: on a CPU as many tasks as keep 64 episodes in cache, elsewhere all (None).
+def tasks_per_block(num_episodes: int, chosen: int | None = None) -> int | None:
+    """The block that was chosen, or else on a CPU as many tasks as keep 64 episodes in cache.
 
     Args:
       num_episodes: episodes that one task steps side by side.
+      chosen: tasks; None chooses by platform.
+
+    Returns:
+      Tasks that a device runs side by side; None means all of its tasks.
+
+    Raises:
+      ValueError: if the chosen block is not positive.
     """
+    if chosen is not None:
+        at_least_one(tasks_per_block=chosen)
+        return chosen
     return max(1, _CPU_BLOCK_EPISODES // num_episodes) if jax.default_backend() == "cpu" else None
 
 
@@ -103,20 +114,61 @@ def mean_over_tasks(
     Returns:
       The mean, shaped as one task's result.
     """
+
+    def block_sum(params: Params, one_block: PyTree, size: int) -> PyTree:
+        return jax.tree.map(lambda x: x.sum(0), _vmap_block(fn, params, one_block, size))
+
+    return _mean(block_sum, params, per_task, block)
+
+
+def value_and_grad_over_tasks(
+    loss: Callable[..., tuple[Array, PyTree]], params: Params, *per_task: PyTree, block: int | None = None
+) -> tuple[tuple[Array, PyTree], Params]:
+    """Mean over the tasks of `loss(params, *one_task)`, and its gradient.
+
+    As `mean_over_tasks(jax.value_and_grad(loss, has_aux=True), ...)`, but a block has one gradient: that of
+    a weight is one product over the block's tasks, not a product for each and a sum.
+
+    Args:
+      loss: written for ONE task; returns a scalar and a pytree of floats.
+      params: the same for every task.
+      *per_task: pytrees with leading axis [B].
+      block: tasks vmapped at a time on a device, the others scanned; None means all.
+
+    Returns:
+      The mean loss and the mean pytree, and the gradient of the mean loss.
+    """
+
+    def block_sum(params: Params, one_block: PyTree, size: int) -> PyTree:
+        def total(params: Params) -> tuple[Array, PyTree]:
+            value, beside = _vmap_block(loss, params, one_block, size)
+            return value.sum(), jax.tree.map(lambda x: x.sum(0), beside)
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    return _mean(block_sum, params, per_task, block)
+
+
+def _mean(
+    block_sum: Callable[[Params, PyTree, int], PyTree],
+    params: Params,
+    per_task: tuple[PyTree, ...],
+    block: int | None,
+) -> PyTree:
+    """`block_sum(params, one_block, size)` over all blocks and devices, divided by the tasks."""
     num_tasks = jax.tree.leaves(per_task)[0].shape[0]
     devices = num_devices()
 
     def local(params: Params, *per_task: PyTree) -> PyTree:
         blocks, size = _split(per_task, block)
-
-        def block_sum(one_block: PyTree) -> PyTree:
-            return jax.tree.map(lambda x: x.sum(0), _vmap_block(fn, params, one_block, size))
-
         first = jax.tree.map(lambda x: x[0], blocks)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(block_sum, first))
-        total, _ = jax.lax.scan(
-            lambda total, one_block: (jax.tree.map(jnp.add, total, block_sum(one_block)), None), zeros, blocks
-        )
+        shapes = jax.eval_shape(lambda one_block: block_sum(params, one_block, size), first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def add(total: PyTree, one_block: PyTree) -> tuple[PyTree, None]:
+            return jax.tree.map(jnp.add, total, block_sum(params, one_block, size)), None
+
+        total, _ = jax.lax.scan(add, zeros, blocks)
         if devices > 1:
             total = jax.lax.psum(total, AXIS)
         return jax.tree.map(lambda x: x / num_tasks, total)

@@ -75,6 +75,19 @@ def test_mean_over_tasks_is_the_mean_of_the_loop(keys, one_by_one, devices, bloc
 
 
 @pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_one_gradient_a_block_is_the_mean_of_the_gradients(keys, one_by_one, devices, block):
+    def with_scale(params, task, key):
+        return loss(params, task, key), {"scale": task["scale"]}
+
+    with on_devices(devices):
+        run = jax.jit(lambda p: parallel.value_and_grad_over_tasks(with_scale, p, TASKS, keys, block=block))
+        (value, beside), gradient = run(PARAMS)
+    found = (value, gradient["w"], beside["scale"])
+    close(found, (one_by_one["value"].mean(0), one_by_one["gradient"].mean(0), TASKS["scale"].mean()))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
 def test_the_mean_of_gradients_is_the_gradient_of_the_mean(keys, devices):
     def mean_loss(params):
         return jnp.mean(jax.vmap(lambda task, key: loss(params, task, key))(TASKS, keys))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Env, EnvSpec, Key, PyTree, Task, TimeStep
 
@@ -64,8 +65,7 @@ def make(
         raise ValueError(f"name must be one of {', '.join(_GROUND_COORDINATES)}, got {name!r}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    at_least_one(horizon=horizon)
 
     envs = _import_brax_envs()
     with _quiet(), _quiet_mujoco():

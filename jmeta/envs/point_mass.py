@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Env, EnvSpec, Key, Task, TimeStep
 
@@ -31,8 +32,7 @@ def point_mass(
     Raises:
       ValueError: if the horizon is not positive.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    at_least_one(horizon=horizon)
 
     def reset(key: Key, task: Task) -> tuple[Array, TimeStep]:
         del key, task

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import at_least_one
 from jmeta.types import Array, Continuous, Discrete, Env, EnvSpec, Key, Task, TimeStep
 
 
@@ -42,8 +43,7 @@ def time_limit(*, horizon: int, terminal: bool = False) -> Env:
     Raises:
       ValueError: if the horizon is not positive.
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
+    at_least_one(horizon=horizon)
 
     def step(obs: Array, action: Array, task: Task) -> tuple[Array, Array, Array]:
         del action, task

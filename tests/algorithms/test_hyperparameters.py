@@ -145,7 +145,7 @@ SHARED = [
     ("inner_learning_rate", -0.1, "inner_learning_rate must (not be negative|be positive), got -0.1"),
     ("num_episodes", 0, "num_episodes must be at least 1, got 0"),
     ("outer_epochs", 0, "outer_epochs must be at least 1, got 0"),
-    ("tasks_per_block", 0, "tasks_per_block must be at least 1 or None, got 0"),
+    ("tasks_per_block", 0, "tasks_per_block must be at least 1, got 0"),
     ("inner", "telepathy", "inner must be one of policy-gradient, .*, got 'telepathy'"),
     ("differentiation", "forward", "differentiation must be one of mixed, .*, got 'forward'"),
     ("discount", 1.01, "discount must be .* got 1.01"),

@@ -263,7 +263,7 @@ def test_a_non_finite_update_is_skipped_and_counted():
         ("inner_learning_rate", -0.1, "inner_learning_rate must not be negative, got -0.1"),
         ("num_episodes", 0, "num_episodes must be at least 1, got 0"),
         ("outer_epochs", 0, "outer_epochs must be at least 1, got 0"),
-        ("tasks_per_block", 0, "tasks_per_block must be at least 1 or None, got 0"),
+        ("tasks_per_block", 0, "tasks_per_block must be at least 1, got 0"),
         ("discount", 1.01, r"discount must be in \[0, 1\], got 1.01"),
         ("gae_lambda", -0.5, r"gae_lambda must be in \[0, 1\], got -0.5"),
         ("baseline", "mean", "baseline must be one of linear, value, none, got 'mean'"),

@@ -11,6 +11,7 @@ import optax
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import at_least_one
 from jmeta.optimizers import check_gradients_suffice
 from jmeta.types import Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, PyTree, Task, TaskFamily
 
@@ -46,8 +47,7 @@ def es_maml(
     Raises:
       ValueError: an argument is out of its range, or the policy keeps observation statistics.
     """
-    if num_perturbations < 1:
-        raise ValueError(f"num_perturbations must be at least 1, got {num_perturbations}")
+    at_least_one(num_perturbations=num_perturbations)
     if perturbation_std <= 0:
         raise ValueError(f"perturbation_std must be positive, got {perturbation_std}")
     if others["baseline"] == "value":

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import at_least_one
 from jmeta.inner.loop import Learner
 from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
@@ -47,8 +48,7 @@ def imaml(
         proximal_weight = 1 / inner_learning_rate if inner_learning_rate > 0 else 1.0
     if proximal_weight <= 0:
         raise ValueError(f"proximal_weight must be positive or None, got {proximal_weight}")
-    if cg_iterations < 1:
-        raise ValueError(f"cg_iterations must be at least 1, got {cg_iterations}")
+    at_least_one(cg_iterations=cg_iterations)
     parts = outer.assemble(
         family,
         policy,

@@ -116,8 +116,6 @@ def assemble(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if inner_learning_rate < 0:
         raise ValueError(f"inner_learning_rate must not be negative, got {inner_learning_rate}")
-    if tasks_per_block is not None and tasks_per_block < 1:
-        raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
     if inner not in inner_loops.REGISTRY:
         raise ValueError(f"inner must be one of {', '.join(inner_loops.REGISTRY)}, got {inner!r}")
     rollouts.check_room(policy, family.env.spec.horizon)
@@ -148,7 +146,7 @@ def assemble(
         optimizer=skip_nonfinite(optimizer),
         num_inner_steps=num_inner_steps,
         outer_epochs=outer_epochs,
-        block=tasks_per_block or parallel.tasks_per_block(num_episodes),
+        block=parallel.tasks_per_block(num_episodes, tasks_per_block),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from jmeta.types import (
     Params,
     Policy,
     PyTree,
+    Rollout,
     Task,
     TaskFamily,
 )
@@ -69,8 +71,7 @@ def rl2(
       minibatches: parts of the trials, each an optimiser's step; they divide the tasks of a device.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
-      value_weight: weight of the critic's squared error, relative to the variance of its targets (or to a
-        tenth of their mean square, if that is larger).
+      value_weight: weight of the critic's squared error, in units of `with_advantages`.
       discount: within the trial, in [0, 1].
       gae_lambda: in [0, 1].
       normalize_advantages: over all trials of an iteration.
@@ -94,8 +95,6 @@ def rl2(
         if weight < 0:
             raise ValueError(f"{name} must not be negative, got {weight}")
     in_unit_interval(discount=discount, gae_lambda=gae_lambda)
-    if tasks_per_block is not None and tasks_per_block < 1:
-        raise ValueError(f"tasks_per_block must be at least 1 or None, got {tasks_per_block}")
     if not policy.has_critic:
         raise ValueError("rl2 needs a policy with a critic, such as mlp(..., critic=True), got one without")
     length = episodes * family.env.spec.horizon
@@ -107,32 +106,25 @@ def rl2(
     room = None if policy.max_steps is None else policy.max_steps // family.env.spec.horizon - 1
     optimizer = skip_nonfinite(optimizer)
     check_gradients_suffice("rl2", optimizer, policy)
-    block = tasks_per_block or parallel.tasks_per_block(1)
+    block = parallel.tasks_per_block(1, tasks_per_block)
 
     # For ONE task.
 
-    def collect(params: Params, task: Task, key: Key) -> tuple[TrialBatch, Array]:
-        steps, returns = collect_trial(
-            family,
-            policy,
-            params,
-            task,
-            key,
-            num_episodes=episodes,
-            discount=discount,
-            gae_lambda=gae_lambda,
-        )
+    def collect(params: Params, task: Task, key: Key) -> tuple[Rollout, Array]:
+        empty = Adapted(params, policy.initial_carry())
+        return rollouts.trial(family.env, policy, empty, task, key, episodes)[1:]
+
+    def chunks(params: Params, steps: PolicyGradientBatch) -> TrialBatch:
         steps = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), steps)
+        if chunk == length:
+            return TrialBatch(steps, None)
 
         def carries(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
             return policy.unroll(params, carry, inputs)[0], carry
 
-        if chunk == length:
-            return TrialBatch(steps, None), returns
-        _, carry = jax.lax.scan(carries, policy.initial_carry(), steps.inputs)
-        return TrialBatch(steps, carry), returns
+        return TrialBatch(steps, jax.lax.scan(carries, policy.initial_carry(), steps.inputs)[1])
 
-    def loss(params: Params, trial: TrialBatch, scale: Array) -> tuple[Array, Array]:
+    def loss(params: Params, trial: TrialBatch) -> tuple[Array, Array]:
         steps = trial.steps
 
         def unroll(carry: PyTree, inputs: PyTree) -> PyTree:
@@ -147,7 +139,7 @@ def rl2(
         entropies = jax.vmap(jax.vmap(policy.distribution.entropy))(output.distribution)
         entropy = (steps.mask * entropies).sum() / steps.mask.size
         error = (steps.mask * jnp.square(output.value - steps.target)).sum() / steps.mask.size
-        return value_weight * error / scale - objective - entropy_weight * entropy, entropy
+        return value_weight * error - objective - entropy_weight * entropy, entropy
 
     # For the batch.
 
@@ -160,23 +152,16 @@ def rl2(
         parallel.check_divisible(num_tasks, parallel.num_devices(), minibatches)
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
-        trials, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
-        mask, target = trials.steps.mask, trials.steps.target
+        rollout, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
+        steps = with_advantages(rollout, discount=discount, gae_lambda=gae_lambda)
         if normalize_advantages:
-            advantage = advantages.normalize(trials.steps.advantage, mask)
-            trials = trials._replace(steps=trials.steps._replace(advantage=advantage))
-        # Returns of a trial may be of any size; the loss sees them in units of their spread, or where they
-        # hardly vary, of their size.
-        mean, mean_square = (mask * target).sum() / mask.sum(), (mask * target**2).sum() / mask.sum()
-        scale = jnp.maximum(mean_square - mean**2, 0.1 * mean_square) + 1e-6
-        scales = jnp.broadcast_to(scale, num_tasks // minibatches)
+            steps = steps._replace(advantage=advantages.normalize(steps.advantage, steps.mask))
+        trials = parallel.map_tasks(chunks, state.params, steps, block=block)
 
         def minibatch(loop: PyTree, chosen: Array) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
             part = jax.tree.map(lambda x: x[chosen], trials)
-            (value, entropy), gradients = parallel.mean_over_tasks(
-                jax.value_and_grad(loss, has_aux=True), params, part, scales, block=block
-            )
+            (value, entropy), gradients = parallel.value_and_grad_over_tasks(loss, params, part, block=block)
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             metrics = {"loss": value, "entropy": entropy, "gradient_norm": optax.tree.norm(gradients)}
             return (optax.apply_updates(params, updates), opt_state), metrics
@@ -192,9 +177,9 @@ def rl2(
             "return_after": returns[:, -1].mean(),
             "return_trial": returns.sum(-1).mean(),
             "skipped": opt_state.skipped,
-            "env_steps": mask.sum().astype(jnp.int32),
+            "env_steps": steps.mask.sum().astype(jnp.int32),
         }
-        params = policy.observe(params, trials.steps.inputs.obs, mask)
+        params = policy.observe(params, steps.inputs.obs, steps.mask)
         return MetaState(params, opt_state, state.step + 1), metrics
 
     def adapt(
@@ -210,46 +195,44 @@ def rl2(
     return MetaAlgorithm(init, update, adapt, policy, episodes - 1, room)
 
 
-def collect_trial(
-    family: TaskFamily,
-    policy: Policy,
-    params: Params,
-    task: Task,
-    key: Key,
-    *,
-    num_episodes: int,
-    discount: float,
-    gae_lambda: float,
-) -> tuple[PolicyGradientBatch, Array]:
-    """One trial from the initial carry, with advantages that run across its episodes.
+def with_advantages(rollout: Rollout, *, discount: float, gae_lambda: float) -> PolicyGradientBatch:
+    """Trials with advantages that run across their episodes, and what the critic is to learn.
+
+    An agent has no clock, and cannot know how much of a return is still to come. So the critic says by how
+    much a trial will do better than the others from the same step on, in units of their spread: what it
+    predicts is of size one whatever the rewards, and the mean over the trials needs no learning.
+
+    Args:
+      rollout: trials side by side, from their initial carries [B, L, ...].
+      discount: within the trial.
+      gae_lambda: the critic is trusted with the share 1 - gae_lambda.
 
     Returns:
-      The steps [L, ...], and the return of each episode [E].
+      The steps [B, L, ...]; `advantage` is in units of the reward, `target` in the critic's.
     """
-    start = Adapted(params, policy.initial_carry())
-    _, rollout, returns = rollouts.trial(family.env, policy, start, task, key, num_episodes)
+    mask = rollout.mask
+    to_go = jax.vmap(functools.partial(advantages.discounted_returns, discount=discount))(
+        rollout.reward, mask
+    )
+    mean = (mask * to_go).sum(0) / jnp.maximum(mask.sum(0), 1)
+    variance, mean_square = ((mask * jnp.square(x)).sum() / mask.sum() for x in (to_go - mean, to_go))
+    spread = jnp.sqrt(variance + 1e-9 * mean_square) + 1e-8  # no less than rounding, where trials are alike
     # An episode's end is no end of the trial; the trial's end is, and nothing follows it.
     going_on = jnp.zeros_like(rollout.terminated)
-    nothing = jnp.zeros((), rollout.value.dtype)
-    advantage, target = advantages.gae(
-        rollout.reward,
-        rollout.value,
-        nothing,
-        going_on,
-        rollout.mask,
-        discount=discount,
-        gae_lambda=gae_lambda,
+    nothing = jnp.zeros(mask.shape[0], rollout.value.dtype)
+    estimate = functools.partial(advantages.gae, discount=discount, gae_lambda=gae_lambda)
+    advantage, target = jax.vmap(estimate)(
+        rollout.reward, mean + spread * rollout.value, nothing, going_on, mask
     )
-    steps = PolicyGradientBatch(
+    return PolicyGradientBatch(
         inputs=rollout.inputs,
         action=rollout.action,
         log_prob=rollout.log_prob,
         advantage=advantage,
-        target=target,
+        target=mask * (target - mean) / spread,
         reward=rollout.reward,
         value=rollout.value,
-        mask=rollout.mask,
+        mask=mask,
         terminated=going_on,
         last_value=jnp.zeros_like(rollout.value),  # of no use, and of the others' shape
     )
-    return steps, returns
