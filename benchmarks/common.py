@@ -78,6 +78,14 @@ def machine() -> dict[str, Any]:
     }
 
 
+def machine_line() -> str:
+    """The same in a line."""
+    found = machine()
+    kinds = found["devices"]
+    devices = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    return f"{found['cpu']}, {found['cores']} cores, devices: {devices}, jax {found['jax']}"
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that reads as text and renders as Markdown."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]

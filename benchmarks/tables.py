@@ -2,6 +2,9 @@
 
 Ours alone: `optimal`, which knows every task, `q_learning`, and the policies with a memory
 that were not published.
+
+TABLE.json, .md and .png in the folder `--results` hold all figures measured so far, those of earlier
+commands too: a command replaces what it measures anew and keeps the others.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
 import time
@@ -23,7 +27,7 @@ from benchmarks import common
 PUBLISHED = pathlib.Path(__file__).parent / "published"
 # Columns of RL²: of the first two there are published ones.
 POLICIES = {"rl2": "gru", "snail": "snail", "lstm": "lstm", "mann": "mann", "transformer": "transformer"}
-MEASURED, TUNED = 10_000, 20_000  # added to the seed: no task of the training, nor of the other
+MEASURED, TUNED = 10_000, 20_000  # seeds of tasks: none of the training, nor of the other
 KEYS = {"bandits": ("pulls", "arms"), "mdps": ("episodes",)}  # columns that name a row
 TUNING_TASKS = 400  # on which a parameter is chosen
 
@@ -37,17 +41,16 @@ class Flags:
     rows: tuple[str, ...] = ()
     """Rows to fill, such as 10x5 (pulls x arms) or 10 (episodes); none given means all."""
     learned: tuple[str, ...] = ()
-    """Columns to train in every row, minutes to hours each: rl2 (a GRU), snail, lstm, mann, transformer."""
+    """Columns to train in every row, minutes to hours each: rl2 (a GRU), snail, lstm, mann, transformer; none
+    given measures the classical ones and the optimum."""
     iterations: int | None = None
     """Meta-iterations of each learned figure; None takes the preset's."""
     tasks: int = 2000
     """Fresh tasks of each figure, the same in a row."""
-    seed: int = 0
-    """Of tasks, episodes and training."""
-    plot: pathlib.Path | None = None
-    """File of the plot; None takes benchmarks/results/TABLE.png if all rows are filled, else draws none."""
-    json: pathlib.Path | None = None
-    """File for what is printed."""
+    seeds: int = 1
+    """Training runs of each learned figure."""
+    results: pathlib.Path = pathlib.Path("benchmarks/results")
+    """Folder of TABLE.json, TABLE.md and TABLE.png."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,15 @@ def figure(totals: np.ndarray, note: str = "") -> Figure:
     return Figure(float(totals.mean()), float(totals.std(ddof=1) / np.sqrt(len(totals))), note)
 
 
+def over_seeds(totals: np.ndarray, note: str) -> Figure:
+    """The same of training runs [seeds, tasks] on the same tasks: errors of both, as of independent sums."""
+    of_tasks, of_runs = figure(totals.mean(0), note), totals.mean(1)
+    if len(of_runs) == 1:
+        return of_tasks
+    error = np.hypot(of_tasks.standard_error, figure(of_runs).standard_error)
+    return dataclasses.replace(of_tasks, standard_error=float(error))
+
+
 def tuned(total: Callable[[int, int, Any], np.ndarray], strategy: Any, flags: Flags) -> Figure:
     """A strategy's figure, its parameter chosen on other tasks than those it is measured on.
 
@@ -103,10 +115,10 @@ def tuned(total: Callable[[int, int, Any], np.ndarray], strategy: Any, flags: Fl
       flags: the command's.
     """
     if not strategy.candidates:
-        return figure(total(flags.tasks, flags.seed + MEASURED, 0.0))
-    best = max(strategy.candidates, key=lambda value: total(TUNING_TASKS, flags.seed + TUNED, value).mean())
+        return figure(total(flags.tasks, MEASURED, 0.0))
+    best = max(strategy.candidates, key=lambda value: total(TUNING_TASKS, TUNED, value).mean())
     note = f"{strategy.meaning} = {described(best, strategy.candidates)}"
-    return figure(total(flags.tasks, flags.seed + MEASURED, best), note)
+    return figure(total(flags.tasks, MEASURED, best), note)
 
 
 def described(chosen: Any, candidates: tuple[Any, ...]) -> str:
@@ -159,7 +171,7 @@ def classical(flags: Flags, problem: Problem, most_episodes: int) -> dict[str, F
         name: tuned(functools.partial(total, strategy), strategy, flags)
         for name, strategy in strategies.items()
     }
-    tasks, _ = common.fresh_tasks(family, flags.tasks, jax.random.key(flags.seed + MEASURED))
+    tasks, _ = common.fresh_tasks(family, flags.tasks, jax.random.key(MEASURED))
     measured["optimal"] = figure(problem.episodes * np.asarray(jax.vmap(family.optimal_return)(tasks)))
     return measured
 
@@ -171,23 +183,19 @@ def config_of(flags: Flags, problem: Problem, column: str) -> Any:
     policy = dict(config.policy)
     if "max_steps" in policy:
         policy["max_steps"] = problem.episodes * family_of(problem).env.spec.horizon
-    return dataclasses.replace(
-        config,
-        policy=policy,
-        algorithm={**config.algorithm, "num_episodes": problem.episodes},
-        training=dataclasses.replace(config.training, seed=flags.seed),
-    )
+    algorithm = {**config.algorithm, "num_episodes": problem.episodes}
+    return dataclasses.replace(config, policy=policy, algorithm=algorithm)
 
 
 def learned(flags: Flags, column: str, config: Any) -> Figure:
-    """Trains a column's policy and measures it."""
+    """Trains a column's policy, once a seed, and measures it."""
     import jax
 
     import jmeta
     from jmeta.runs.config import build
 
     family, policy, algorithm = build(config)
-    env_steps = 0.0
+    env_steps, totals = 0.0, []
 
     def show(progress: jmeta.training.Progress) -> None:
         nonlocal env_steps
@@ -195,16 +203,21 @@ def learned(flags: Flags, column: str, config: Any) -> Figure:
         reached = progress.metrics["return_trial"]
         print(f"{column}: {progress.iteration} {reached:.1f}", file=sys.stderr, flush=True)
 
-    started = time.perf_counter()
-    state = jmeta.train(algorithm, family, **dataclasses.asdict(config.training), callback=show)
-    minutes = (time.perf_counter() - started) / 60
     episodes = config.algorithm["num_episodes"]
     play = common.trial_player(family, policy, episodes, flags.tasks, lambda _, steps, returns: returns.sum())
-    totals = play(state.params, jax.random.key(flags.seed + MEASURED))
-    iterations = config.training.iterations
-    return figure(
-        totals, f"{iterations} iterations, {minutes:.1f} minutes, {env_steps / 1e6:.1f} million steps"
+    started = time.perf_counter()
+    for seed in range(flags.seeds):
+        training = dataclasses.asdict(config.training) | {"seed": seed}
+        state = jmeta.train(algorithm, family, **training, callback=show)
+        totals.append(play(state.params, jax.random.key(MEASURED)))
+    minutes = (time.perf_counter() - started) / 60 / flags.seeds
+    means = ", ".join(f"{total.mean():.1f}" for total in totals)
+    note = (
+        f"{config.training.iterations} iterations, {minutes:.1f} minutes, {env_steps / 1e6:.1f} million steps"
+        + (f" a seed; seeds {means}" if flags.seeds > 1 else "")
+        + f"; {common.machine_line()}"
     )
+    return over_seeds(np.stack(totals), note)
 
 
 def cell(found: Figure | None, known: str | None) -> str:
@@ -250,20 +263,37 @@ def report(flags: Flags, rows: dict[str, dict[str, str]], measured: dict[str, di
     keys = KEYS[flags.table]
     columns = [column for column in next(iter(rows.values())) if column not in keys]
     columns = list(dict.fromkeys([*columns, *(column for found in measured.values() for column in found)]))
-    machine = common.machine()
     cells = [
         [name, *(cell(found.get(column), rows[name].get(column)) for column in columns)]
         for name, found in measured.items()
     ]
     lines = [
         f"{flags.table}: total reward, ours ± standard error over {flags.tasks} fresh tasks (published)",
-        f"{machine['cpu']}, {machine['cores']} cores; devices: {', '.join(machine['devices'])}",
         common.markdown([" x ".join(keys), *columns], cells),
     ]
     for name, found in measured.items():
-        notes = [f"{column}: {one.note}" for column, one in found.items() if one.note]
-        lines.append(f"{name}: {'; '.join(notes)}")
-    return "\n\n".join([*lines, "* the smallest or the largest of the values tried"])
+        notes = [f"- {column}: {one.note}" for column, one in found.items() if one.note]
+        lines.append("\n".join([f"{name}:", "", *notes]))
+    return "\n\n".join([*lines, "`*`: the smallest or the largest of the values tried"])
+
+
+def earlier(path: pathlib.Path, flags: Flags) -> dict[str, dict[str, Figure]]:
+    """The figures that earlier commands wrote.
+
+    Raises:
+      ValueError: another file, or figures of another number of tasks.
+    """
+    if not path.exists():
+        return {}
+    try:
+        record = json.loads(path.read_text())
+        tasks, rows = record["tasks"], record["rows"]
+        found = {name: {column: Figure(**one) for column, one in row.items()} for name, row in rows.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{path} is not a table that this command wrote; choose another --results") from None
+    if tasks != flags.tasks:
+        raise ValueError(f"{path} has figures of {tasks} tasks, so tasks must be {tasks}, got {flags.tasks}")
+    return found
 
 
 def main() -> None:
@@ -277,42 +307,45 @@ def main() -> None:
         if column not in POLICIES:
             common.fail(f"learned must be among {', '.join(POLICIES)}, got {column!r}")
     common.at_least(2, tasks=flags.tasks)
+    common.at_least(1, seeds=flags.seeds)
     problems = {name: problem_of(row) for name, row in rows.items() if name in (flags.rows or rows)}
-    plot = flags.plot
-    if plot is None and len(problems) == len(rows):
-        plot = pathlib.Path(f"benchmarks/results/{flags.table}.png")
+    path, plot = (flags.results / f"{flags.table}{suffix}" for suffix in (".json", ".png"))
+    common.check_plot(plot)
     from jmeta.runs.config import build
 
     measured: dict[str, dict[str, Figure]] = {}
+
+    def keep(row: str, figures: dict[str, Figure]) -> None:
+        known = measured | {row: measured.get(row, {}) | figures}
+        measured.clear()
+        measured.update({name: known[name] for name in rows if name in known})  # in the published order
+        common.write_json(path, {"tasks": flags.tasks, "machine": common.machine(), "rows": measured})
+        path.with_suffix(".md").write_text(report(flags, rows, measured) + "\n")
+
     try:
+        measured.update(earlier(path, flags))
         configs = {
             name: {column: config_of(flags, problem, column) for column in flags.learned}
             for name, problem in problems.items()
         }
         flat = [config for columns in configs.values() for config in columns.values()]
-        if plot is not None:
-            common.check_plot(plot)
         common.start((flags.tasks, 1), (TUNING_TASKS, 1), *map(common.shared_in_training, flat))
         for config in flat:
             build(config)  # names what is out of its range
-        record = {"flags": common.settings(flags), "machine": common.machine(), "rows": measured}
         most_episodes = max(problem.episodes for problem in problems.values())
         for name, problem in problems.items():
             started = time.perf_counter()
-            measured[name] = classical(flags, problem, most_episodes)
-            common.write_json(flags.json, record)
+            if not flags.learned:
+                keep(name, classical(flags, problem, most_episodes))
             for column, config in configs[name].items():
-                measured[name][column] = learned(flags, column, config)
-                common.write_json(flags.json, record)
+                keep(name, {column: learned(flags, column, config)})
             print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     except ValueError as error:
         common.fail(str(error))
     finally:  # also what was measured before a failure
         if measured:
+            draw(plot, measured, rows)
             print(f"\n{report(flags, rows, measured)}")
-    if plot is not None:
-        draw(plot, measured, rows)
-        print(f"\n{plot}")
 
 
 if __name__ == "__main__":

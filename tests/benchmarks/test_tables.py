@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+import jmeta
 from benchmarks import common, tables
 from benchmarks.classical import mdps
 
@@ -23,12 +24,12 @@ def run(monkeypatch, *arguments):
         (["--learned", "nonsense"], "nonsense"),
         (["--tasks", "1"], "tasks"),
         (["--learned", "rl2", "--iterations", "-1"], "iterations"),
-        (["--learned", "rl2", "--seed", "-1"], "seed"),
+        (["--learned", "rl2", "--seeds", "0"], "seeds"),
     ],
 )
-def test_a_mistake_is_one_line(monkeypatch, arguments, named):
+def test_a_mistake_is_one_line(monkeypatch, tmp_path, arguments, named):
     with pytest.raises(SystemExit) as stopped:
-        run(monkeypatch, "bandits", *arguments)
+        run(monkeypatch, "bandits", "--results", tmp_path, *arguments)
     message = str(stopped.value)
     assert message.startswith("benchmarks: error: ") and named in message and "\n" not in message
 
@@ -41,32 +42,34 @@ def test_rows_are_kept_if_a_later_one_fails(monkeypatch, tmp_path, capsys):
         return {"psrl": tables.Figure(138.0, 0.5)}
 
     monkeypatch.setattr(tables, "classical", classical)
-    monkeypatch.setattr(tables, "draw", lambda *arguments: pytest.fail("a part of the table was drawn"))
-    path = tmp_path / "result.json"
     with pytest.raises(SystemExit, match="no more"):
-        run(monkeypatch, "mdps", "--rows", "10", "25", "--json", path)
-    assert "138.0 ± 0.5 (138.1)" in capsys.readouterr().out
-    record = json.loads(path.read_text())
+        run(monkeypatch, "mdps", "--rows", "10", "25", "--results", tmp_path)
+    printed = capsys.readouterr().out.strip()
+    assert "138.0 ± 0.5 (138.1)" in printed and (tmp_path / "mdps.md").read_text().strip() == printed
+    assert (tmp_path / "mdps.png").exists()
+    record = json.loads((tmp_path / "mdps.json").read_text())
     assert record["rows"] == {"10": {"psrl": {"mean": 138.0, "standard_error": 0.5, "note": ""}}}
-    assert record["flags"] == {
-        "table": "mdps",
-        "rows": ["10", "25"],
-        "learned": [],
-        "iterations": None,
-        "tasks": 2000,
-        "seed": 0,
-    }
+    assert record["tasks"] == 2000
 
 
-def test_only_a_whole_table_is_drawn_by_default(monkeypatch, tmp_path):
-    pytest.importorskip("matplotlib")
-    drawn = []
+def test_what_was_measured_before_is_kept(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "classical", lambda *arguments: {"psrl": tables.Figure(138.0, 0.5)})
-    monkeypatch.setattr(tables, "draw", lambda path, *arguments: drawn.append(str(path)))
-    run(monkeypatch, "mdps", "--rows", "10")
-    run(monkeypatch, "mdps")
-    run(monkeypatch, "mdps", "--rows", "10", "--plot", "part.png")
-    assert drawn == ["benchmarks/results/mdps.png", "part.png"]
+    monkeypatch.setattr(tables, "learned", lambda *arguments: tables.Figure(150.0, 0.7, "trained"))
+    run(monkeypatch, "mdps", "--rows", "25", "--results", tmp_path)
+    run(monkeypatch, "mdps", "--rows", "10", "--results", tmp_path)
+    run(monkeypatch, "mdps", "--rows", "10", "--learned", "rl2", "--results", tmp_path)
+    monkeypatch.setattr(tables, "classical", lambda *arguments: {"psrl": tables.Figure(139.0, 0.5)})
+    run(monkeypatch, "mdps", "--rows", "10", "--results", tmp_path)
+    found = json.loads((tmp_path / "mdps.json").read_text())["rows"]
+    means = {row: {name: figure["mean"] for name, figure in found[row].items()} for row in found}
+    assert means == {"10": {"psrl": 139.0, "rl2": 150.0}, "25": {"psrl": 138.0}}
+    assert list(found) == ["10", "25"]  # as published, not as measured
+    with pytest.raises(SystemExit, match="tasks must be 2000, got 1000"):
+        run(monkeypatch, "mdps", "--tasks", "1000", "--results", tmp_path)
+    (tmp_path / "mdps.json").write_text("[]")
+    with pytest.raises(SystemExit, match="not a table that this command wrote"):
+        run(monkeypatch, "mdps", "--results", tmp_path)
+    assert (tmp_path / "mdps.json").read_text() == "[]"
 
 
 def test_classical_figures_of_both_tables(monkeypatch):
@@ -97,11 +100,11 @@ def test_a_row_is_the_start_of_the_longest(monkeypatch):
 
 
 def test_a_learned_column_is_trained_for_its_row():
-    flags = tables.Flags("mdps", iterations=7, seed=3)
+    flags = tables.Flags("mdps", iterations=7)
     config = tables.config_of(flags, tables.Problem("random-mdp", (), 25), "snail")
     assert config.policy["name"] == "snail" and config.policy["max_steps"] == 250
     assert config.algorithm["num_episodes"] == 25
-    assert (config.training.iterations, config.training.seed) == (7, 3)
+    assert config.training.iterations == 7
     assert common.shared_in_training(config) == (1024, 4)
 
 
@@ -109,9 +112,22 @@ def test_a_learned_figure(monkeypatch):
     config = tables.config_of(
         tables.Flags("bandits", iterations=0), tables.Problem("bandit", (("num_pulls", 4),), 1), "rl2"
     )
-    found = tables.learned(tables.Flags("bandits", tasks=200), "rl2", config)
+    seeds, train = [], jmeta.train
+    monkeypatch.setattr(jmeta, "train", lambda *a, seed, **b: seeds.append(seed) or train(*a, seed=seed, **b))
+    found = tables.learned(tables.Flags("bandits", tasks=200, seeds=2), "rl2", config)
+    assert seeds == [0, 1]
     # A policy that learned nothing pulls at random: 4 / 2, each arm's probability being uniform.
-    assert abs(found.mean - 2) < 4 * found.standard_error and found.note.startswith("0 iterations")
+    assert abs(found.mean - 2) < 4 * found.standard_error
+    assert found.note.startswith("0 iterations") and "a seed; seeds" in found.note
+
+
+def test_errors_of_tasks_and_of_training_runs_add_up():
+    totals = np.array([[1.0, 3.0, 2.0], [3.0, 5.0, 4.0]])
+    found = tables.over_seeds(totals, "note")
+    assert (found.mean, found.note) == (3.0, "note")
+    # Means of the tasks 2, 4, 3 deviate by 1, those of the runs 2 and 4 by the root of 2.
+    np.testing.assert_allclose(found.standard_error**2, 1 / 3 + 2 / 2)
+    np.testing.assert_allclose(tables.over_seeds(totals[:1], "").standard_error ** 2, 1 / 3)
 
 
 @pytest.mark.parametrize("table, rows", [("bandits", 9), ("mdps", 5)])
