@@ -146,7 +146,8 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     Args:
       family: its name.
       policy: its name; unless it is the preset's, its settings are its defaults.
-      iterations: meta-iterations; None takes the preset's.
+      iterations: meta-iterations, over which the step size decays if the preset's does; None takes the
+        preset's.
       **arguments: of the family.
 
     Returns:
@@ -159,12 +160,18 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     from jmeta.runs.config import resolve
 
     config = preset("rl2", family)
-    training = dataclasses.asdict(config.training)
+    algorithm, training = config.algorithm, dataclasses.asdict(config.training)
+    if iterations is not None:
+        training["iterations"] = iterations
+        optimizer = algorithm["optimizer"]
+        if optimizer.get("decay_updates"):
+            updates = max(iterations, 1) * algorithm["epochs"] * algorithm["minibatches"]
+            algorithm = {**algorithm, "optimizer": {**optimizer, "decay_updates": updates}}
     return resolve(
-        algorithm=config.algorithm,
+        algorithm=algorithm,
         family={**config.family, **arguments},
         policy=config.policy if policy == config.policy["name"] else {"name": policy},
-        training=training if iterations is None else {**training, "iterations": iterations},
+        training=training,
     )
 
 

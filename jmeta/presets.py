@@ -76,14 +76,24 @@ _MEMORY: dict[str, Any] = {
     "policy": {"name": "gru"},
     "training": {"iterations": 300, "num_tasks": 64},
 }
-_MANY_TRIALS: dict[str, Any] = {"training": {"num_tasks": 1024}}
+_MANY_TRIALS: dict[str, Any] = {
+    "algorithm": {"optimizer": {"learning_rate": 3e-3}},
+    "training": {"num_tasks": 1024},
+}
 TRIALS: dict[str, dict[str, Any]] = {
     "bandit": {
         "algorithm": {"optimizer": {"learning_rate": 3e-3}, "discount": 1.0},
         "training": {"iterations": 600, "num_tasks": 1024, "log_every": 50, "checkpoint_every": 100},
     },
     "grid-goal": _MANY_TRIALS,
-    "random-mdp": _MANY_TRIALS,
+    "random-mdp": {
+        "algorithm": {
+            "optimizer": {"learning_rate": 5e-3, "decay_updates": 96_000},
+            "gae_lambda": 0.3,
+            "entropy_weight": 0.04,
+        },
+        "training": {"iterations": 6000, "num_tasks": 512, "log_every": 100, "checkpoint_every": 1000},
+    },
     "recommendation": _MANY_TRIALS,
 }
 ALGORITHMS: dict[str, dict[str, Any]] = {

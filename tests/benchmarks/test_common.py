@@ -50,3 +50,13 @@ def test_the_presets_policy_keeps_its_settings_and_another_has_its_defaults(monk
     assert other.policy == {"name": "lstm", "size": 64, "separate_critic": False}
     assert other.family == {"name": "grid-goal", "horizon": 7} and other.training.iterations == 3
     assert other.algorithm == known.algorithm
+
+
+def test_a_step_size_decays_over_the_iterations_that_are_run():
+    known = preset("rl2", "random-mdp")
+    decay = known.algorithm["optimizer"]["decay_updates"]
+    assert decay == known.training.iterations * known.algorithm["epochs"] * known.algorithm["minibatches"]
+    short = common.rl2_config("random-mdp", "gru", iterations=known.training.iterations // 10)
+    assert short.algorithm["optimizer"]["decay_updates"] == decay // 10
+    assert common.rl2_config("random-mdp", "gru") == known
+    assert common.rl2_config("bandit", "gru", iterations=7).algorithm == preset("rl2", "bandit").algorithm

@@ -105,7 +105,7 @@ def test_a_learned_column_is_trained_for_its_row():
     assert config.policy["name"] == "snail" and config.policy["max_steps"] == 250
     assert config.algorithm["num_episodes"] == 25
     assert config.training.iterations == 7
-    assert common.shared_in_training(config) == (1024, 4)
+    assert common.shared_in_training(config) == (512, 4)
 
 
 def test_a_learned_figure(monkeypatch):
