@@ -53,7 +53,7 @@ class Flags:
     tasks: int = 100
     """Fresh tasks that each run is evaluated on."""
     steps: int = 5
-    """Adaptation steps in evaluation."""
+    """Adaptation steps in evaluation; of an algorithm with a memory, episodes before the last."""
     iterations: int | None = None
     """Meta-iterations; None takes the preset's."""
     json: pathlib.Path | None = None
@@ -71,6 +71,7 @@ class Row:
     mean: list[float]  # [steps + 1]
     low: list[float]
     high: list[float]
+    gain: list[float]  # what the first step adds to the return: mean, low, high
     seconds: float  # of all seeds, compilation and evaluation included
 
 
@@ -126,7 +127,8 @@ def measure(name: str, flags: Flags) -> Row:
             )
         returns.append(result.returns)
         print(f"{name}, seed {seed}: {np.round(result.return_mean, 1)}", file=sys.stderr, flush=True)
-    mean, low, high = bootstrap(np.stack(returns))
+    stacked = np.stack(returns)
+    mean, low, high = bootstrap(stacked)
     return Row(
         name,
         training.iterations,
@@ -135,6 +137,7 @@ def measure(name: str, flags: Flags) -> Row:
         mean.tolist(),
         low.tolist(),
         high.tolist(),
+        np.stack(bootstrap(stacked[:, :, 1] - stacked[:, :, 0])).tolist(),
         time.perf_counter() - started,
     )
 
@@ -142,7 +145,11 @@ def measure(name: str, flags: Flags) -> Row:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
+    common.at_least(1, seeds=flags.seeds, tasks=flags.tasks, steps=flags.steps)
     from jmeta.presets import preset
+
+    def interval(mean: float, low: float, high: float) -> str:
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
     rows: list[Row] = []
     try:
@@ -160,6 +167,7 @@ def main() -> None:
         "iterations",
         "million steps",
         *(f"after {k}" for k in range(flags.steps + 1)),
+        "first gain",
         "minutes",
     ]
     cells = [
@@ -167,7 +175,8 @@ def main() -> None:
             row.name,
             str(row.iterations if row.env_steps else 0),
             f"{row.env_steps / 1e6:.1f}",
-            *(f"{m:.1f} [{lo:.1f}, {hi:.1f}]" for m, lo, hi in zip(row.mean, row.low, row.high, strict=True)),
+            *map(interval, row.mean, row.low, row.high),
+            interval(*row.gain),
             f"{row.seconds / 60:.1f}",
         ]
         for row in rows

@@ -222,7 +222,10 @@ def learned(flags: Flags, column: str, config: Any) -> Figure:
 
 def cell(found: Figure | None, known: str | None) -> str:
     """Our figure and the published one, as far as there are."""
-    ours = f"{found.mean:.1f} ± {found.standard_error:.1f}" if found else "-"
+    ours = "-"
+    if found:
+        digits = 2 if found.standard_error < 0.05 else 1
+        ours = f"{found.mean:.{digits}f} ± {found.standard_error:.{digits}f}"
     return f"{ours} ({known})" if known else ours
 
 

@@ -164,7 +164,8 @@ def test_a_parameter_at_an_end_of_those_tried_is_starred():
 
 
 def test_a_cell_shows_what_there_is():
-    found = tables.Figure(1.26, 0.04)
-    assert tables.cell(found, "1.2") == "1.3 ± 0.0 (1.2)"
-    assert tables.cell(found, None) == "1.3 ± 0.0"
+    found = tables.Figure(1.26, 0.06)
+    assert tables.cell(found, "1.2") == "1.3 ± 0.1 (1.2)"
+    assert tables.cell(found, None) == "1.3 ± 0.1"
+    assert tables.cell(tables.Figure(1.264, 0.044), None) == "1.26 ± 0.04"
     assert tables.cell(None, "1.2") == "- (1.2)"
