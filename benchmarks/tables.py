@@ -29,6 +29,7 @@ PUBLISHED = pathlib.Path(__file__).parent / "published"
 POLICIES = {"rl2": "gru", "snail": "snail", "lstm": "lstm", "mann": "mann", "transformer": "transformer"}
 MEASURED, TUNED = 10_000, 20_000  # seeds of tasks: none of the training, nor of the other
 KEYS = {"bandits": ("pulls", "arms"), "mdps": ("episodes",)}  # columns that name a row
+TASKS = {"bandits": 10_000, "mdps": 2_000}  # on which a figure is measured
 TUNING_TASKS = 400  # on which a parameter is chosen
 
 
@@ -45,8 +46,8 @@ class Flags:
     given measures the classical ones and the optimum."""
     iterations: int | None = None
     """Meta-iterations of each learned figure; None takes the preset's."""
-    tasks: int = 2000
-    """Fresh tasks of each figure, the same in a row."""
+    tasks: int | None = None
+    """Fresh tasks of each figure, the same in a row; None takes 10,000 of bandits and 2,000 of MDPs."""
     seeds: int = 1
     """Training runs of each learned figure."""
     results: pathlib.Path = pathlib.Path("benchmarks/results")
@@ -302,6 +303,8 @@ def earlier(path: pathlib.Path, flags: Flags) -> dict[str, dict[str, Figure]]:
 def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
+    if flags.tasks is None:
+        flags = dataclasses.replace(flags, tasks=TASKS[flags.table])
     rows = {"x".join(row[key] for key in KEYS[flags.table]): row for row in published(flags.table)}
     for name in flags.rows:
         if name not in rows:
