@@ -79,7 +79,7 @@ def machine() -> dict[str, Any]:
 
 
 def machine_line() -> str:
-    """The same in a line."""
+    """What the figures were measured on, in a line."""
     found = machine()
     kinds = found["devices"]
     devices = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
@@ -146,8 +146,7 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     Args:
       family: its name.
       policy: its name; unless it is the preset's, its settings are its defaults.
-      iterations: meta-iterations, over which the step size decays if the preset's does; None takes the
-        preset's.
+      iterations: meta-iterations; None takes the preset's.
       **arguments: of the family.
 
     Returns:
@@ -160,19 +159,26 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     from jmeta.runs.config import resolve
 
     config = preset("rl2", family)
-    algorithm, training = config.algorithm, dataclasses.asdict(config.training)
-    if iterations is not None:
-        training["iterations"] = iterations
-        optimizer = algorithm["optimizer"]
-        if optimizer.get("decay_updates"):
-            updates = max(iterations, 1) * algorithm["epochs"] * algorithm["minibatches"]
-            algorithm = {**algorithm, "optimizer": {**optimizer, "decay_updates": updates}}
+    config = lasting(config, iterations)
     return resolve(
-        algorithm=algorithm,
+        algorithm=config.algorithm,
         family={**config.family, **arguments},
         policy=config.policy if policy == config.policy["name"] else {"name": policy},
-        training=training,
+        training=dataclasses.asdict(config.training),
     )
+
+
+def lasting(config: Any, iterations: int | None) -> Any:
+    """A `RunConfig` with other meta-iterations, over which the step size decays if the preset's does."""
+    if iterations is None:
+        return config
+    known, optimizer = config.training.iterations, config.algorithm.get("optimizer", {})
+    if optimizer.get("decay_updates"):
+        # At least one: of no iterations none takes place.
+        updates = max(1, optimizer["decay_updates"] * iterations // known)
+        algorithm = {**config.algorithm, "optimizer": {**optimizer, "decay_updates": updates}}
+        config = dataclasses.replace(config, algorithm=algorithm)
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, iterations=iterations))
 
 
 def shared_in_training(config: Any) -> tuple[int, int]:

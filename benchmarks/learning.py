@@ -104,10 +104,9 @@ def measure(name: str, flags: Flags) -> Row:
     algorithm_name, arguments = VARIANTS.get(name, (name, {}))
     config = preset(algorithm_name, flags.family)
     config = dataclasses.replace(config, algorithm={**config.algorithm, **arguments})
+    config = common.lasting(config, flags.iterations)
     family, _, algorithm = build(config)
     training = config.training
-    if flags.iterations is not None:
-        training = dataclasses.replace(training, iterations=flags.iterations)
     started, returns, env_steps = time.perf_counter(), [], 0.0
 
     def count(progress: jmeta.training.Progress) -> None:
@@ -133,7 +132,7 @@ def measure(name: str, flags: Flags) -> Row:
         name,
         training.iterations,
         env_steps,
-        np.round(returns, 3).tolist(),
+        np.round(stacked, 3).tolist(),
         mean.tolist(),
         low.tolist(),
         high.tolist(),
@@ -184,8 +183,7 @@ def main() -> None:
     print(
         f"\n{flags.family}: return after k adaptation steps, mean [95 % interval] over {flags.seeds} seeds x"
     )
-    cores = common.machine()["cores"]
-    print(f"{flags.tasks} fresh tasks; {cores} cores\n")
+    print(f"{flags.tasks} fresh tasks; {common.machine_line()}\n")
     print(common.markdown(header, cells))
 
 

@@ -99,7 +99,7 @@ def figure(totals: np.ndarray, note: str = "") -> Figure:
 
 
 def over_seeds(totals: np.ndarray, note: str) -> Figure:
-    """The same of training runs [seeds, tasks] on the same tasks: errors of both, as of independent sums."""
+    """Mean of totals [seeds, tasks] of the same tasks; the errors of tasks and of training runs add up."""
     of_tasks, of_runs = figure(totals.mean(0), note), totals.mean(1)
     if len(of_runs) == 1:
         return of_tasks
@@ -206,12 +206,14 @@ def learned(flags: Flags, column: str, config: Any) -> Figure:
 
     episodes = config.algorithm["num_episodes"]
     play = common.trial_player(family, policy, episodes, flags.tasks, lambda _, steps, returns: returns.sum())
-    started = time.perf_counter()
+    seconds = 0.0
     for seed in range(flags.seeds):
         training = dataclasses.asdict(config.training) | {"seed": seed}
+        started = time.perf_counter()
         state = jmeta.train(algorithm, family, **training, callback=show)
+        seconds += time.perf_counter() - started
         totals.append(play(state.params, jax.random.key(MEASURED)))
-    minutes = (time.perf_counter() - started) / 60 / flags.seeds
+    minutes = seconds / 60 / flags.seeds
     means = ", ".join(f"{total.mean():.1f}" for total in totals)
     note = (
         f"{config.training.iterations} iterations, {minutes:.1f} minutes, {env_steps / 1e6:.1f} million steps"
@@ -230,6 +232,14 @@ def cell(found: Figure | None, known: str | None) -> str:
     return f"{ours} ({known})" if known else ours
 
 
+def columns_of(rows: dict[str, dict[str, str]], measured: dict[str, dict[str, Figure]]) -> list[str]:
+    """Columns that have a figure, the published ones first."""
+    known = [
+        column for row in rows.values() for column in row if column not in KEYS["bandits"] + KEYS["mdps"]
+    ]
+    return list(dict.fromkeys([*known, *(column for found in measured.values() for column in found)]))
+
+
 def draw(path: pathlib.Path, measured: dict[str, dict[str, Figure]], rows: dict[str, Any]) -> None:
     """A panel a row: our figures with two standard errors, the published ones as rings."""
     plt = common.pyplot()
@@ -240,7 +250,8 @@ def draw(path: pathlib.Path, measured: dict[str, dict[str, Figure]], rows: dict[
     )
     for panel in panels.flat[len(measured) :]:
         panel.set_visible(False)
-    for panel, (name, figures) in zip(panels.flat, measured.items(), strict=False):
+    for panel, (name, found) in zip(panels.flat, measured.items(), strict=False):
+        figures = {column: found[column] for column in columns_of(rows, measured) if column in found}
         places = range(len(figures))
         panel.errorbar(
             places,
@@ -265,14 +276,14 @@ def draw(path: pathlib.Path, measured: dict[str, dict[str, Figure]], rows: dict[
 def report(flags: Flags, rows: dict[str, dict[str, str]], measured: dict[str, dict[str, Figure]]) -> str:
     """The table as text, published columns first, and the notes."""
     keys = KEYS[flags.table]
-    columns = [column for column in next(iter(rows.values())) if column not in keys]
-    columns = list(dict.fromkeys([*columns, *(column for found in measured.values() for column in found)]))
+    columns = columns_of(rows, measured)
     cells = [
         [name, *(cell(found.get(column), rows[name].get(column)) for column in columns)]
         for name, found in measured.items()
     ]
     lines = [
-        f"{flags.table}: total reward, ours ± standard error over {flags.tasks} fresh tasks (published)",
+        f"{flags.table}: total reward, ours ± standard error over {flags.tasks} fresh tasks (published); of"
+        " learned columns with several seeds the error is of those, too",
         common.markdown([" x ".join(keys), *columns], cells),
     ]
     for name, found in measured.items():
@@ -281,8 +292,8 @@ def report(flags: Flags, rows: dict[str, dict[str, str]], measured: dict[str, di
     return "\n\n".join([*lines, "`*`: the smallest or the largest of the values tried"])
 
 
-def earlier(path: pathlib.Path, flags: Flags) -> dict[str, dict[str, Figure]]:
-    """The figures that earlier commands wrote.
+def earlier(path: pathlib.Path, rows: dict[str, Any], tasks: int) -> dict[str, dict[str, Figure]]:
+    """The figures that other commands wrote.
 
     Raises:
       ValueError: another file, or figures of another number of tasks.
@@ -291,13 +302,16 @@ def earlier(path: pathlib.Path, flags: Flags) -> dict[str, dict[str, Figure]]:
         return {}
     try:
         record = json.loads(path.read_text())
-        tasks, rows = record["tasks"], record["rows"]
-        found = {name: {column: Figure(**one) for column, one in row.items()} for name, row in rows.items()}
+        measured_on, found = record["tasks"], record["rows"]
+        figures = {name: {column: Figure(**one) for column, one in found[name].items()} for name in found}
+        alien = not figures.keys() <= rows.keys()
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{path} is not a table that this command wrote; choose another --results") from None
-    if tasks != flags.tasks:
-        raise ValueError(f"{path} has figures of {tasks} tasks, so tasks must be {tasks}, got {flags.tasks}")
-    return found
+        alien = True
+    if alien:
+        raise ValueError(f"{path} is not a table that this command wrote; choose another --results")
+    if measured_on != tasks:
+        raise ValueError(f"{path} has figures of {measured_on} tasks, so tasks must be so many, got {tasks}")
+    return figures
 
 
 def main() -> None:
@@ -314,22 +328,14 @@ def main() -> None:
             common.fail(f"learned must be among {', '.join(POLICIES)}, got {column!r}")
     common.at_least(2, tasks=flags.tasks)
     common.at_least(1, seeds=flags.seeds)
+    common.pyplot()
     problems = {name: problem_of(row) for name, row in rows.items() if name in (flags.rows or rows)}
-    path, plot = (flags.results / f"{flags.table}{suffix}" for suffix in (".json", ".png"))
-    common.check_plot(plot)
+    path = flags.results / f"{flags.table}.json"
     from jmeta.runs.config import build
 
-    measured: dict[str, dict[str, Figure]] = {}
-
-    def keep(row: str, figures: dict[str, Figure]) -> None:
-        known = measured | {row: measured.get(row, {}) | figures}
-        measured.clear()
-        measured.update({name: known[name] for name in rows if name in known})  # in the published order
-        common.write_json(path, {"tasks": flags.tasks, "machine": common.machine(), "rows": measured})
-        path.with_suffix(".md").write_text(report(flags, rows, measured) + "\n")
-
     try:
-        measured.update(earlier(path, flags))
+        flags.results.mkdir(parents=True, exist_ok=True)
+        earlier(path, rows, flags.tasks)
         configs = {
             name: {column: config_of(flags, problem, column) for column in flags.learned}
             for name, problem in problems.items()
@@ -338,20 +344,26 @@ def main() -> None:
         common.start((flags.tasks, 1), (TUNING_TASKS, 1), *map(common.shared_in_training, flat))
         for config in flat:
             build(config)  # names what is out of its range
-        most_episodes = max(problem.episodes for problem in problems.values())
-        for name, problem in problems.items():
-            started = time.perf_counter()
-            if not flags.learned:
-                keep(name, classical(flags, problem, most_episodes))
-            for column, config in configs[name].items():
-                keep(name, {column: learned(flags, column, config)})
-            print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         common.fail(str(error))
-    finally:  # also what was measured before a failure
-        if measured:
-            draw(plot, measured, rows)
-            print(f"\n{report(flags, rows, measured)}")
+
+    def keep(row: str, figures: dict[str, Figure]) -> None:
+        measured = earlier(path, rows, flags.tasks)  # other commands may have written since
+        measured[row] = measured.get(row, {}) | figures
+        measured = {name: measured[name] for name in rows if name in measured}  # in the published order
+        common.write_json(path, {"tasks": flags.tasks, "rows": measured})
+        path.with_suffix(".md").write_text(report(flags, rows, measured) + "\n")
+        draw(path.with_suffix(".png"), measured, rows)
+
+    most_episodes = max(problem.episodes for problem in problems.values())
+    for name, problem in problems.items():
+        started = time.perf_counter()
+        if not flags.learned:
+            keep(name, classical(flags, problem, most_episodes))
+        for column, config in configs[name].items():
+            keep(name, {column: learned(flags, column, config)})
+        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    print(f"\n{report(flags, rows, earlier(path, rows, flags.tasks))}")
 
 
 if __name__ == "__main__":

@@ -23,52 +23,55 @@ from tests.policies.test_sequence import randomised
 from tests.small import assert_trees_close
 from tests.test_rollouts import countdown
 
-# Two trials of two episodes, which end at their second and fourth step; the last is not taken.
-REWARD = np.array([[1.0, 2, 1, 2, 0], [3, 0, 1, 0, 0]])
-TAKEN = np.array([[1.0, 1, 1, 1, 0]] * 2)
-# Discounted by a half, backwards: 2, 1 + 2 / 2 = 2, 2 + 2 / 2 = 3, 1 + 3 / 2 = 2.5.
-RETURNS = np.array([[2.5, 3, 2, 2], [3.25, 0.5, 1, 0]])
-MEAN = RETURNS.mean(0)
-SPREAD = np.sqrt(((RETURNS - MEAN) ** 2).mean())
+# Two trials of two episodes: the first ends early, before its fifth step; the second has steps to its end.
+REWARD = np.array([[1.0, 2, 1, 2, 0], [3, 0, 1, 0, 4]])
+TAKEN = np.array([[1.0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
+WHOLE = np.ones((2, 5))
+# Discounted by a half, backwards: 2, 1 + 2 / 2 = 2, 2 + 2 / 2 = 3, 1 + 3 / 2 = 2.5; and 4, 2, 2, 1, 3.5.
+RETURNS = np.array([[2.5, 3, 2, 2, 0], [3.5, 1, 2, 2, 4]])
+MEAN = np.array([3, 2, 2, 2, 4])  # over the trials that have the step
+SPREAD = np.sqrt((0.5**2 + 1 + 0.5**2 + 1) / 9)  # of the nine steps
 
 
-def two_trials(value=0.0, reward=REWARD):
-    """As they come from sampling, with one value for everything."""
-    ends = jnp.array([[False, True, False, True, False]] * 2)
+def two_trials(value=0.0, reward=REWARD, taken=TAKEN):
+    """With one value for everything, also for what comes after the last step."""
+    ends = jnp.array([[False, True, False, True, False], [False, True, False, False, False]])
     zeros = jnp.zeros((2, 5))
     return Rollout(
         inputs=PolicyInput(zeros[..., None], zeros[..., None], zeros, ends, ends),
         action=jnp.zeros((2, 5), jnp.int32),
-        reward=jnp.asarray(reward * TAKEN),
+        reward=jnp.asarray(reward * taken),
         terminated=ends,
-        mask=jnp.asarray(TAKEN),
+        mask=jnp.asarray(taken),
         log_prob=zeros,
         value=jnp.full((2, 5), value),
-        last_obs=jnp.zeros((2, 1)),
-        last_value=jnp.full(2, value),
+        last_obs=jnp.zeros((2, 2, 1)),
+        last_value=jnp.full((2, 2), value),
     )
 
 
 def test_returns_run_across_episodes_and_stop_at_the_end_of_the_trial():
     steps = with_advantages(two_trials(), discount=0.5, gae_lambda=1.0)
-    np.testing.assert_allclose(steps.advantage[:, :4], RETURNS - MEAN, atol=1e-6)
-    np.testing.assert_allclose(steps.target[:, :4], (RETURNS - MEAN) / SPREAD, rtol=1e-5)
-    np.testing.assert_array_equal([steps.advantage[:, 4], steps.target[:, 4]], 0)
+    above = TAKEN * (RETURNS - MEAN)
+    np.testing.assert_allclose(steps.advantage, above, atol=1e-6)
+    np.testing.assert_allclose(steps.target, above / SPREAD, atol=1e-5)
     assert not steps.terminated.any()
 
 
 def test_the_critic_is_asked_within_the_trial_and_not_after_it():
     steps = with_advantages(two_trials(4.0), discount=0.5, gae_lambda=0.0)
-    value = MEAN + 4 * SPREAD
-    following = np.append(value[1:], 0)  # through the end of an episode, and nothing after the trial's
-    np.testing.assert_allclose(steps.advantage[:, :4], REWARD[:, :4] + following / 2 - value, rtol=1e-5)
-    expected = (REWARD[:, :4] + following / 2 - MEAN) / SPREAD
-    np.testing.assert_allclose(steps.target[:, :4], expected, rtol=1e-5)
+    value = TAKEN * (MEAN + 4 * SPREAD)
+    following = np.append(value[:, 1:], [[0], [0]], axis=1)  # through an episode's end, not after the trial's
+    aim = REWARD + following / 2
+    np.testing.assert_allclose(steps.advantage, TAKEN * (aim - value), rtol=1e-5)
+    np.testing.assert_allclose(steps.target, TAKEN * (aim - MEAN) / SPREAD, rtol=1e-5)
+    np.testing.assert_allclose(TAKEN * steps.value, value, rtol=1e-5)  # in units of the reward
 
 
 def test_a_constant_reward_changes_no_advantage():
-    plain, more = (
-        with_advantages(two_trials(0.3, REWARD + plus), discount=0.9, gae_lambda=0.3) for plus in (0, 10)
+    plain, more = (  # of trials of the same length
+        with_advantages(two_trials(0.3, REWARD + plus, WHOLE), discount=0.9, gae_lambda=0.3)
+        for plus in (0, 10)
     )
     np.testing.assert_allclose(more.advantage, plain.advantage, atol=1e-4)
     np.testing.assert_allclose(more.target, plain.target, atol=1e-4)
@@ -76,7 +79,7 @@ def test_a_constant_reward_changes_no_advantage():
 
 
 def test_trials_that_are_alike_teach_nothing():
-    alike = two_trials(0.0, np.tile([1.1, 2.2, 0.3, 0.7, 0.0], (2, 1)))
+    alike = two_trials(0.0, np.tile([1.1, 2.2, 0.3, 0.7, 0.9], (2, 1)), WHOLE)
     steps = with_advantages(alike, discount=0.9, gae_lambda=1.0)
     np.testing.assert_allclose(steps.advantage, 0, atol=1e-5)
     assert np.abs(steps.target).max() < 0.1
@@ -102,7 +105,7 @@ SETTINGS = {  # the last three are numbers in `loss_in_full`
     "entropy_weight": 0.3,
     "value_weight": 0.7,
 }
-VARIED, ALIKE = np.arange(1, 7), np.ones(6, int)  # steps of an episode, at most six
+VARIED = np.arange(1, 7)  # steps of an episode, at most six
 
 
 class Countdowns(NamedTuple):
@@ -126,8 +129,10 @@ def countdowns():
 
     @jax.jit
     def play(batch):
-        run = jax.vmap(lambda task, key: rollouts.trial(family.env, policy, empty, task, key, 2)[1])
-        return with_advantages(run(batch, keys), discount=0.9, gae_lambda=0.7)
+        episodes = SETTINGS["num_episodes"]
+        run = jax.vmap(lambda task, key: rollouts.trial(family.env, policy, empty, task, key, episodes)[1])
+        options = {name: SETTINGS[name] for name in ("discount", "gae_lambda")}
+        return with_advantages(run(batch, keys), **options)
 
     return Countdowns(family, policy, params, key, play)
 
@@ -181,18 +186,17 @@ def test_every_epoch_descends_the_clipped_loss(countdowns, unroll_length):
     update = jax.jit(algorithm.update)
     losses = loss_in_full(countdowns, unroll_length)
     value_and_grad = jax.jit(jax.value_and_grad(lambda *args: losses(*args).mean()))
-    for batch in (VARIED, ALIKE):
-        steps = normalised(countdowns.play(batch))
-        np.testing.assert_array_equal(steps.mask.sum(1), 2 * batch)
-        params, expected = countdowns.params, []
-        for _ in range(2):
-            value, gradient = value_and_grad(params, steps)
-            expected.append(value)
-            params = jax.tree.map(jnp.subtract, params, gradient)
-        state = algorithm.init(jax.random.key(0))._replace(params=countdowns.params)
-        new, metrics = update(state, batch, countdowns.key)
-        np.testing.assert_allclose(metrics["loss"], expected[0], rtol=1e-5)
-        assert_trees_close(new.params, params, rtol=1e-4, atol=1e-5)
+    steps = normalised(countdowns.play(VARIED))
+    np.testing.assert_array_equal(steps.mask.sum(1), 2 * VARIED)
+    params, expected = countdowns.params, []
+    for _ in range(2):
+        value, gradient = value_and_grad(params, steps)
+        expected.append(value)
+        params = jax.tree.map(jnp.subtract, params, gradient)
+    state = algorithm.init(jax.random.key(0))._replace(params=countdowns.params)
+    new, metrics = update(state, VARIED, countdowns.key)
+    np.testing.assert_allclose(metrics["loss"], expected[0], rtol=1e-5)
+    assert_trees_close(new.params, params, rtol=1e-4, atol=1e-5)
 
 
 def recording(num):
@@ -332,6 +336,13 @@ def test_policies_that_do_not_fit_are_refused():
         rl2(family, policies.snail(family.env.spec, size=2, max_steps=5), optimizer=adam())
     with pytest.raises(ValueError, match="optimizer of rl2 must do with gradients alone"):
         make(optimizer=trpo())
+
+
+def test_one_trial_has_none_to_be_compared_with():
+    family, algorithm = make(minibatches=1)
+    state = algorithm.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="tasks must be at least 2, .* got 1"):
+        jax.eval_shape(algorithm.update, state, sampled(family, 1), jax.random.key(1))
 
 
 def test_minibatches_divide_the_tasks():

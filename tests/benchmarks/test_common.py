@@ -58,5 +58,7 @@ def test_a_step_size_decays_over_the_iterations_that_are_run():
     assert decay == known.training.iterations * known.algorithm["epochs"] * known.algorithm["minibatches"]
     short = common.rl2_config("random-mdp", "gru", iterations=known.training.iterations // 10)
     assert short.algorithm["optimizer"]["decay_updates"] == decay // 10
-    assert common.rl2_config("random-mdp", "gru") == known
+    assert common.lasting(known, None) == known
+    none = common.lasting(known, 0)
+    assert (none.training.iterations, none.algorithm["optimizer"]["decay_updates"]) == (0, 1)
     assert common.rl2_config("bandit", "gru", iterations=7).algorithm == preset("rl2", "bandit").algorithm

@@ -27,49 +27,73 @@ def run(monkeypatch, *arguments):
         (["--learned", "rl2", "--seeds", "0"], "seeds"),
     ],
 )
-def test_a_mistake_is_one_line(monkeypatch, tmp_path, arguments, named):
+def test_a_mistake_is_one_line(monkeypatch, tmp_path, capsys, arguments, named):
+    (tmp_path / "bandits.json").write_text('{"tasks": 10000, "rows": {}}')
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "bandits", "--results", tmp_path, *arguments)
     message = str(stopped.value)
     assert message.startswith("benchmarks: error: ") and named in message and "\n" not in message
+    assert capsys.readouterr().out == ""
 
 
-def test_rows_are_kept_if_a_later_one_fails(monkeypatch, tmp_path, capsys):
+def of_one_figure(mean):
+    return lambda *arguments: {"psrl": tables.Figure(mean, 0.5)}
+
+
+def test_rows_are_kept_if_a_later_one_fails(monkeypatch, tmp_path):
     def classical(flags, problem, most_episodes):
         assert most_episodes == 25
         if problem.episodes == 25:
-            raise ValueError("no more")
+            raise RuntimeError("no more")
         return {"psrl": tables.Figure(138.0, 0.5)}
 
     monkeypatch.setattr(tables, "classical", classical)
-    with pytest.raises(SystemExit, match="no more"):
+    with pytest.raises(RuntimeError, match="no more"):
         run(monkeypatch, "mdps", "--rows", "10", "25", "--results", tmp_path)
-    printed = capsys.readouterr().out.strip()
-    assert "138.0 ± 0.5 (138.1)" in printed and (tmp_path / "mdps.md").read_text().strip() == printed
+    assert "138.0 ± 0.5 (138.1)" in (tmp_path / "mdps.md").read_text()
     assert (tmp_path / "mdps.png").exists()
-    record = json.loads((tmp_path / "mdps.json").read_text())
-    assert record["rows"] == {"10": {"psrl": {"mean": 138.0, "standard_error": 0.5, "note": ""}}}
-    assert record["tasks"] == 2000
+    assert json.loads((tmp_path / "mdps.json").read_text()) == {
+        "tasks": 2000,
+        "rows": {"10": {"psrl": {"mean": 138.0, "standard_error": 0.5, "note": ""}}},
+    }
 
 
-def test_what_was_measured_before_is_kept(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(tables, "classical", lambda *arguments: {"psrl": tables.Figure(138.0, 0.5)})
-    monkeypatch.setattr(tables, "learned", lambda *arguments: tables.Figure(150.0, 0.7, "trained"))
+def test_what_other_commands_measured_is_kept(monkeypatch, tmp_path, capsys):
+    def train(*arguments):
+        # A command that runs beside this one.
+        monkeypatch.setattr(tables, "classical", of_one_figure(410.0))
+        run(monkeypatch, "mdps", "--rows", "25", "--results", tmp_path)
+        return tables.Figure(150.0, 0.7, "trained")
+
+    monkeypatch.setattr(tables, "classical", of_one_figure(408.0))
     run(monkeypatch, "mdps", "--rows", "25", "--results", tmp_path)
+    monkeypatch.setattr(tables, "classical", of_one_figure(138.0))
     run(monkeypatch, "mdps", "--rows", "10", "--results", tmp_path)
+    monkeypatch.setattr(tables, "learned", train)
     run(monkeypatch, "mdps", "--rows", "10", "--learned", "rl2", "--results", tmp_path)
-    monkeypatch.setattr(tables, "classical", lambda *arguments: {"psrl": tables.Figure(139.0, 0.5)})
-    run(monkeypatch, "mdps", "--rows", "10", "--results", tmp_path)
     found = json.loads((tmp_path / "mdps.json").read_text())["rows"]
     means = {row: {name: figure["mean"] for name, figure in found[row].items()} for row in found}
-    assert means == {"10": {"psrl": 139.0, "rl2": 150.0}, "25": {"psrl": 138.0}}
+    assert means == {"10": {"psrl": 138.0, "rl2": 150.0}, "25": {"psrl": 410.0}}
     assert list(found) == ["10", "25"]  # as published, not as measured
-    with pytest.raises(SystemExit, match="tasks must be 2000, got 1000"):
-        run(monkeypatch, "mdps", "--tasks", "1000", "--results", tmp_path)
-    (tmp_path / "mdps.json").write_text("[]")
-    with pytest.raises(SystemExit, match="not a table that this command wrote"):
+    assert capsys.readouterr().out.strip().endswith((tmp_path / "mdps.md").read_text().strip())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"tasks": 1000, "rows": {}}', "has figures of 1000 tasks, .* got 2000"),
+        ('{"tasks": 2000, "rows": {"11": {}}}', "not a table that this command wrote"),
+        ("[]", "not a table that this command wrote"),
+    ],
+)
+def test_another_file_is_not_written_over(monkeypatch, tmp_path, text, message):
+    path = tmp_path / "mdps.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=message):
         run(monkeypatch, "mdps", "--results", tmp_path)
-    assert (tmp_path / "mdps.json").read_text() == "[]"
+    assert path.read_text() == text
+    with pytest.raises(SystemExit, match="exists"):
+        run(monkeypatch, "mdps", "--results", path)
 
 
 def test_classical_figures_of_both_tables(monkeypatch):

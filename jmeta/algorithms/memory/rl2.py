@@ -59,8 +59,9 @@ def rl2(
 
     The carry is kept over the episodes of a trial, each of which sees the last transition of the one before;
     returns run across them and stop at the trial's end. Adapting is playing: `adapt` with k steps plays k
-    episodes. The paper optimises by TRPO, later work (as here) by PPO (Schulman et al., 2017, arXiv
-    1707.06347). With the policies `snail` or `mann` this is the reinforcement learning of those papers.
+    episodes. The trials of an iteration, at least two, are compared with each other (`with_advantages`). The
+    paper optimises by TRPO, later work (as here) by PPO (Schulman et al., 2017, arXiv 1707.06347). With the
+    policies `snail` or `mann` this is the reinforcement learning of those papers.
 
     Args:
       family: the tasks.
@@ -71,7 +72,7 @@ def rl2(
       minibatches: parts of the trials, each an optimiser's step; they divide the tasks of a device.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
-      value_weight: weight of the critic's squared error, in units of `with_advantages`.
+      value_weight: weight of the critic's squared error, in units of the spread of returns over the trials.
       discount: within the trial, in [0, 1].
       gae_lambda: in [0, 1].
       normalize_advantages: over all trials of an iteration.
@@ -114,15 +115,11 @@ def rl2(
         empty = Adapted(params, policy.initial_carry())
         return rollouts.trial(family.env, policy, empty, task, key, episodes)[1:]
 
-    def chunks(params: Params, steps: PolicyGradientBatch) -> TrialBatch:
-        steps = jax.tree.map(lambda x: x.reshape(-1, chunk, *x.shape[1:]), steps)
-        if chunk == length:
-            return TrialBatch(steps, None)
-
-        def carries(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
+    def carries(params: Params, inputs: PyTree) -> PyTree:
+        def unroll(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
             return policy.unroll(params, carry, inputs)[0], carry
 
-        return TrialBatch(steps, jax.lax.scan(carries, policy.initial_carry(), steps.inputs)[1])
+        return jax.lax.scan(unroll, policy.initial_carry(), inputs)[1]
 
     def loss(params: Params, trial: TrialBatch) -> tuple[Array, Array]:
         steps = trial.steps
@@ -150,13 +147,19 @@ def rl2(
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         parallel.check_divisible(num_tasks, parallel.num_devices(), minibatches)
+        if num_tasks < 2:
+            raise ValueError("tasks must be at least 2, for rl2 compares trials with each other, got 1")
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
         rollout, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
         steps = with_advantages(rollout, discount=discount, gae_lambda=gae_lambda)
         if normalize_advantages:
             steps = steps._replace(advantage=advantages.normalize(steps.advantage, steps.mask))
-        trials = parallel.map_tasks(chunks, state.params, steps, block=block)
+        steps = jax.tree.map(lambda x: x.reshape(num_tasks, -1, chunk, *x.shape[2:]), steps)
+        carry = None
+        if chunk < length:
+            carry = parallel.map_tasks(carries, state.params, steps.inputs, block=block)
+        trials = TrialBatch(steps, carry)
 
         def minibatch(loop: PyTree, chosen: Array) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
@@ -198,9 +201,10 @@ def rl2(
 def with_advantages(rollout: Rollout, *, discount: float, gae_lambda: float) -> PolicyGradientBatch:
     """Trials with advantages that run across their episodes, and what the critic is to learn.
 
-    An agent has no clock, and cannot know how much of a return is still to come. So the critic says by how
-    much a trial will do better than the others from the same step on, in units of their spread: what it
-    predicts is of size one whatever the rewards, and the mean over the trials needs no learning.
+    An agent is given no clock: a critic of plain returns, which shrink to nothing as the trial ends, would
+    first have to learn to count. So the critic says by how much a trial will do better than the mean of the
+    trials from the same step on, in units of their spread: what it predicts is of size one whatever the
+    rewards.
 
     Args:
       rollout: trials side by side, from their initial carries [B, L, ...].
@@ -221,9 +225,8 @@ def with_advantages(rollout: Rollout, *, discount: float, gae_lambda: float) -> 
     going_on = jnp.zeros_like(rollout.terminated)
     nothing = jnp.zeros(mask.shape[0], rollout.value.dtype)
     estimate = functools.partial(advantages.gae, discount=discount, gae_lambda=gae_lambda)
-    advantage, target = jax.vmap(estimate)(
-        rollout.reward, mean + spread * rollout.value, nothing, going_on, mask
-    )
+    value = mean + spread * rollout.value
+    advantage, target = jax.vmap(estimate)(rollout.reward, value, nothing, going_on, mask)
     return PolicyGradientBatch(
         inputs=rollout.inputs,
         action=rollout.action,
@@ -231,8 +234,8 @@ def with_advantages(rollout: Rollout, *, discount: float, gae_lambda: float) -> 
         advantage=advantage,
         target=mask * (target - mean) / spread,
         reward=rollout.reward,
-        value=rollout.value,
+        value=value,
         mask=mask,
         terminated=going_on,
-        last_value=jnp.zeros_like(rollout.value),  # of no use, and of the others' shape
+        last_value=jnp.zeros_like(value),  # of no use, and of the others' shape
     )
