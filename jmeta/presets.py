@@ -78,9 +78,10 @@ _MEMORY: dict[str, Any] = {
 }
 _MANY_TRIALS: dict[str, Any] = {
     "algorithm": {"optimizer": {"learning_rate": 3e-3}},
-    "training": {"num_tasks": 1024},
+    "training": {"iterations": 200, "num_tasks": 1024},
 }
 TRIALS: dict[str, dict[str, Any]] = {
+    "ant-direction": {"training": {"iterations": 500}},
     "bandit": {
         "algorithm": {"optimizer": {"learning_rate": 3e-3}, "discount": 1.0},
         "training": {"iterations": 600, "num_tasks": 1024, "log_every": 50, "checkpoint_every": 100},
