@@ -81,7 +81,7 @@ _MANY_TRIALS: dict[str, Any] = {
     "training": {"iterations": 200, "num_tasks": 1024},
 }
 TRIALS: dict[str, dict[str, Any]] = {
-    "ant-direction": {"training": {"iterations": 500}},
+    "ant-direction": {"algorithm": {"discount": 0.95}, "training": {"iterations": 800}},
     "bandit": {
         "algorithm": {"optimizer": {"learning_rate": 3e-3}, "discount": 1.0},
         "training": {"iterations": 600, "num_tasks": 1024, "log_every": 50, "checkpoint_every": 100},
