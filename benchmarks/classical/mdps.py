@@ -329,7 +329,7 @@ STRATEGIES: dict[str, Strategy] = {
     "random": Strategy(random),
     "psrl": Strategy(psrl),
     "opsrl": Strategy(opsrl, (2.0, 3.0, 5.0, 10.0, 20.0), "samples"),
-    "ucrl2": Strategy(ucrl2, tuple(10 ** (-k / 2) for k in range(1, 9)), "scale of the radii"),
+    "ucrl2": Strategy(ucrl2, tuple(10 ** (-k / 2) for k in range(9)), "scale of the radii"),
     "beb": Strategy(beb, tuple(10 ** (-k / 2) for k in range(1, 9)), "scale of the bonus"),
     "epsilon_greedy": Strategy(epsilon_greedy, (0.02, 0.05, 0.1, 0.2, 0.3), "ε"),
     "greedy": Strategy(greedy),
