@@ -265,7 +265,9 @@ def draw(path: pathlib.Path, measured: dict[str, dict[str, Figure]], rows: dict[
         panel.plot(places, known, "o", markersize=9, fillstyle="none", color="0.4", label="published")
         panel.set_xticks(places, [column.replace("_", "-") for column in figures], rotation=40, ha="right")
         panel.tick_params(labelsize=7)
-        panel.set_title(name, fontsize=9)
+        row = rows[name]
+        title = [f"{row[key]} {key}" for keys in KEYS.values() for key in keys if key in row]
+        panel.set_title(", ".join(title), fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("total reward", fontsize=8)
     handles, labels = panels[0, 0].get_legend_handles_labels()
