@@ -8,7 +8,7 @@ episode if it never does. The agent that knows walks straight.
 The target: the third episode at least 90 % of the optimum.
 
 The picture is of trials of the first seed, none of them selected by what happens in it: the first tasks
-whose goals are at different distances.
+with goals on the right, in the middle and on the left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZE = 5  # cells in a row of the family's grid
 TARGET_EPISODE, TARGET_SHARE = 3, 0.9
 SHARE = "of the optimum"
 FORMATS = {"return": ".2f", SHARE: ".1%", "goal reached": ".1%", "cells before the goal": ".1f"}
-DRAWN = 3  # trials in the plot
+DRAWN = ((4, 1), (2, 2), (0, 4))  # goals of the trials in the plot, or those of the tasks that are nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +183,7 @@ def draw(trials: Trials, policy: str, path: pathlib.Path) -> None:
     pyplot = common.pyplot()
 
     distance = trials.goal.sum(-1)
-    _, first = np.unique(distance, return_index=True)
-    chosen = sorted(np.sort(first)[:DRAWN], key=lambda index: distance[index])
+    chosen = [np.abs(trials.goal - np.array(goal)).sum(-1).argmin() for goal in DRAWN]
     episodes = trials.returns.shape[-1]
     size = (2.5 * episodes + 1, 2.6 * len(chosen) + 0.7)
     figure, axes = pyplot.subplots(len(chosen), episodes, figsize=size, squeeze=False, layout="constrained")
