@@ -158,8 +158,7 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     from jmeta.presets import preset
     from jmeta.runs.config import resolve
 
-    config = preset("rl2", family)
-    config = lasting(config, iterations)
+    config = lasting(preset("rl2", family), iterations)
     return resolve(
         algorithm=config.algorithm,
         family={**config.family, **arguments},
