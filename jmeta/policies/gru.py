@@ -45,21 +45,22 @@ def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Poli
         recurrent = jnp.concatenate([orthogonal(key, (size, size)) for key in keys], axis=1)
         return GRUParams(dense(key_inputs, num_inputs, 3 * size), recurrent, jnp.zeros(size, float))
 
-    def advance(params: GRUParams, hidden: Array, projected: Array) -> tuple[Array, Array]:
-        """One step [H] from the projected input [3 H]."""
-        from_state = hidden @ params.recurrent
-        gates = jax.nn.sigmoid(projected[: 2 * size] + from_state[: 2 * size])
-        reset, update = gates[:size], gates[size:]
-        candidate = jnp.tanh(projected[2 * size :] + reset * (from_state[2 * size :] + params.candidate_bias))
+    def advance(params: GRUParams, hidden: Array, projected: list[Array]) -> tuple[Array, Array]:
+        """One step [H] from the three parts [H] of the projected input."""
+        recurrent = jnp.split(hidden @ params.recurrent, 3)
+        reset, update = (jax.nn.sigmoid(p + r) for p, r in zip(projected[:2], recurrent[:2], strict=True))
+        candidate = jnp.tanh(projected[2] + reset * (recurrent[2] + params.candidate_bias))
         hidden = (1 - update) * candidate + update * hidden
         return hidden, hidden
 
     def step(params: GRUParams, hidden: Array, x: Array) -> tuple[Array, Array]:
-        return advance(params, hidden, params.inputs(x))
+        return advance(params, hidden, jnp.split(params.inputs(x), 3))
 
     def unroll(params: GRUParams, hidden: Array, x: Array) -> tuple[Array, Array]:
-        # All inputs are projected at once: only the recurrent product must wait for its turn.
-        return jax.lax.scan(lambda h, p: advance(params, h, p), hidden, params.inputs(x))
+        # All inputs are projected at once: only the recurrent product must wait for its turn. They are split
+        # before the loop: on a CPU, slices of what a loop reads take six times as long.
+        projected = jnp.split(params.inputs(x), 3, axis=-1)
+        return jax.lax.scan(lambda h, p: advance(params, h, p), hidden, projected)
 
     core = Core(init, lambda: jnp.zeros(size), step, unroll, size)
     return sequence_policy(spec, core, separate_critic=separate_critic)

@@ -45,9 +45,9 @@ def lstm(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Pol
     core = Core(
         init=lambda key, num_inputs: init_lstm(key, num_inputs, size),
         initial_carry=lambda: zero_carry(size),
-        step=lambda params, carry, x: advance(params, carry, params.inputs(x)),
+        step=lambda params, carry, x: advance(params, carry, project(params, x)),
         unroll=lambda params, carry, x: jax.lax.scan(
-            lambda carry, projected: advance(params, carry, projected), carry, params.inputs(x)
+            lambda carry, projected: advance(params, carry, projected), carry, project(params, x)
         ),
         size=size,
     )
@@ -67,10 +67,15 @@ def zero_carry(size: int) -> LSTMCarry:
     return LSTMCarry(jnp.zeros(size), jnp.zeros(size))
 
 
-def advance(params: LSTMParams, carry: LSTMCarry, projected: Array) -> tuple[LSTMCarry, Array]:
-    """One step from the projected input [4 H]: the new state and its hidden part."""
-    gates = projected + carry.hidden @ params.recurrent
-    entry, forget, output, candidate = jnp.split(gates, 4)
+def project(params: LSTMParams, x: Array) -> list[Array]:
+    """[..., D] -> the input's four parts [..., H] in the gates, apart as in `gru`."""
+    return jnp.split(params.inputs(x), 4, axis=-1)
+
+
+def advance(params: LSTMParams, carry: LSTMCarry, projected: list[Array]) -> tuple[LSTMCarry, Array]:
+    """One step from the projected input: the new state and its hidden part."""
+    recurrent = jnp.split(carry.hidden @ params.recurrent, 4)
+    entry, forget, output, candidate = (p + r for p, r in zip(projected, recurrent, strict=True))
     cell = jax.nn.sigmoid(forget) * carry.cell + jax.nn.sigmoid(entry) * jnp.tanh(candidate)
     hidden = jax.nn.sigmoid(output) * jnp.tanh(cell)
     return LSTMCarry(hidden, cell), hidden

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jmeta.checks import at_least_one
 from jmeta.policies.layers import Dense, dense
-from jmeta.policies.lstm import LSTMCarry, LSTMParams, advance, init_lstm, zero_carry
+from jmeta.policies.lstm import LSTMCarry, LSTMParams, advance, init_lstm, project, zero_carry
 from jmeta.policies.sequence import Core, sequence_policy
 from jmeta.types import Array, EnvSpec, Key, Policy
 
@@ -86,7 +86,7 @@ def mann(
         )
 
     def step(params: MannParams, carry: MannCarry, x: Array) -> tuple[MannCarry, Array]:
-        projected = params.controller.inputs(jnp.concatenate([x, carry.read]))
+        projected = project(params.controller, jnp.concatenate([x, carry.read]))
         controller, hidden = advance(params.controller, carry.controller, projected)
         keys = jnp.tanh(params.keys(hidden)).reshape(num_heads, slot_size)
         gates = jax.nn.sigmoid(params.gates(hidden))[:, None]
