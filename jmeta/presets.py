@@ -81,7 +81,15 @@ _MANY_TRIALS: dict[str, Any] = {
     "training": {"iterations": 200, "num_tasks": 1024},
 }
 TRIALS: dict[str, dict[str, Any]] = {
-    "ant-direction": {"algorithm": {"discount": 0.95}, "training": {"iterations": 800}},
+    "ant-direction": {
+        "algorithm": {
+            "optimizer": {"decay_updates": 800 * 4 * 4},  # epochs, minibatches
+            "discount": 0.97,
+            "entropy_weight": 0.0,
+        },
+        "policy": {"memory_span": 200},
+        "training": {"iterations": 800, "num_tasks": 128},
+    },
     "bandit": {
         "algorithm": {"optimizer": {"learning_rate": 3e-3}, "discount": 1.0},
         "training": {"iterations": 600, "num_tasks": 1024, "log_every": 50, "checkpoint_every": 100},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ class GRUParams(NamedTuple):
     candidate_bias: Array  # [H], within the reset gate
 
 
-def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Policy:
+def gru(spec: EnvSpec, *, size: int = 64, memory_span: int = 1, separate_critic: bool = False) -> Policy:
     """A gated recurrent unit with a policy and a critic head.
 
     The reset gate r scales the state h after its product, r (U h + b), as in cuDNN and PyTorch; the paper's
@@ -30,6 +31,9 @@ def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Poli
     Args:
       spec: the environment's.
       size: H, units.
+      memory_span: steps, for what must be known long after it was seen: at first the units keep what they
+        hold for times from a step to so many, evenly on a logarithmic scale (after Tallec & Ollivier, 2018,
+        arXiv 1804.11188, whose times are uniform). 1 leaves all gates half open.
       separate_critic: whether the critic has a recurrent unit of its own.
 
     Returns:
@@ -38,12 +42,16 @@ def gru(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Poli
     Raises:
       ValueError: an argument is out of its range.
     """
-    at_least_one(size=size)
+    at_least_one(size=size, memory_span=memory_span)
 
     def init(key: Key, num_inputs: int) -> GRUParams:
         key_inputs, *keys = jax.random.split(key, 4)
         recurrent = jnp.concatenate([orthogonal(key, (size, size)) for key in keys], axis=1)
-        return GRUParams(dense(key_inputs, num_inputs, 3 * size), recurrent, jnp.zeros(size, float))
+        inputs = dense(key_inputs, num_inputs, 3 * size)
+        # A gate of bias log(τ) keeps all but the share 1 / (1 + τ) a step.
+        keep = jnp.linspace(0.0, math.log(memory_span), size)
+        inputs = inputs._replace(bias=inputs.bias.at[size : 2 * size].set(keep))
+        return GRUParams(inputs, recurrent, jnp.zeros(size, float))
 
     def advance(params: GRUParams, hidden: Array, projected: list[Array]) -> tuple[Array, Array]:
         """One step [H] from the three parts [H] of the projected input."""

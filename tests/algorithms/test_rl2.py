@@ -23,35 +23,38 @@ from tests.policies.test_sequence import randomised
 from tests.small import assert_trees_close
 from tests.test_rollouts import countdown
 
-# Two trials of two episodes: the first ends early, before its fifth step; the second has steps to its end.
-REWARD = np.array([[1.0, 2, 1, 2, 0], [3, 0, 1, 0, 4]])
-TAKEN = np.array([[1.0, 1, 1, 1, 0], [1, 1, 1, 1, 1]])
-WHOLE = np.ones((2, 5))
-# Discounted by a half, backwards: 2, 1 + 2 / 2 = 2, 2 + 2 / 2 = 3, 1 + 3 / 2 = 2.5; and 4, 2, 2, 1, 3.5.
-RETURNS = np.array([[2.5, 3, 2, 2, 0], [3.5, 1, 2, 2, 4]])
-MEAN = np.array([3, 2, 2, 2, 4])  # over the trials that have the step
+# Two trials of two episodes of at most three steps. Of the first trial both end after two, of the second one.
+EARLY, WHOLE = ((2, 2), (2, 3)), ((3, 3), (3, 3))
+REWARD = np.array([[1.0, 2, 1, 2, 0, 0], [3, 0, 1, 0, 4, 0]])
+TAKEN = np.array([[1.0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
+# Discounted by a half, backwards, and once more where an episode ended early: 2, 1 + 2 / 2 = 2,
+# 2 + 2 / 4 = 2.5, 1 + 2.5 / 2 = 2.25; and 4, 2, 1 + 2 / 2 = 2, 2 / 4 = 0.5, 3 + 0.5 / 2 = 3.25.
+RETURNS = np.array([[2.25, 2.5, 2, 2, 0, 0], [3.25, 0.5, 2, 2, 4, 0]])
+MEAN = np.array([2.75, 1.5, 2, 2, 4, 0])  # over the trials that have the step
 SPREAD = np.sqrt((0.5**2 + 1 + 0.5**2 + 1) / 9)  # of the nine steps
 
 
-def two_trials(value=0.0, reward=REWARD, taken=TAKEN):
+def two_trials(value=0.0, reward=REWARD, lengths=EARLY):
     """With one value for everything, also for what comes after the last step."""
-    ends = jnp.array([[False, True, False, True, False], [False, True, False, False, False]])
-    zeros = jnp.zeros((2, 5))
+    steps = [[step for length in trial for step in range(length)] for trial in lengths]
+    taken = jnp.array([[1.0] * len(trial) + [0.0] * (6 - len(trial)) for trial in steps])
+    first = jnp.array([[step == 0 for step in trial] + [False] * (6 - len(trial)) for trial in steps])
+    zeros = jnp.zeros((2, 6))
     return Rollout(
-        inputs=PolicyInput(zeros[..., None], zeros[..., None], zeros, ends, ends),
-        action=jnp.zeros((2, 5), jnp.int32),
-        reward=jnp.asarray(reward * taken),
-        terminated=ends,
-        mask=jnp.asarray(taken),
+        inputs=PolicyInput(zeros[..., None], zeros[..., None], zeros, first, first),
+        action=jnp.zeros((2, 6), jnp.int32),
+        reward=reward * taken,
+        terminated=zeros > 0,
+        mask=taken,
         log_prob=zeros,
-        value=jnp.full((2, 5), value),
+        value=jnp.full((2, 6), value),
         last_obs=jnp.zeros((2, 2, 1)),
         last_value=jnp.full((2, 2), value),
     )
 
 
 def test_returns_run_across_episodes_and_stop_at_the_end_of_the_trial():
-    steps = with_advantages(two_trials(), discount=0.5, gae_lambda=1.0)
+    steps = with_advantages(two_trials(), horizon=3, discount=0.5, gae_lambda=1.0)
     above = TAKEN * (RETURNS - MEAN)
     np.testing.assert_allclose(steps.advantage, above, atol=1e-6)
     np.testing.assert_allclose(steps.target, above / SPREAD, atol=1e-5)
@@ -59,18 +62,35 @@ def test_returns_run_across_episodes_and_stop_at_the_end_of_the_trial():
 
 
 def test_the_critic_is_asked_within_the_trial_and_not_after_it():
-    steps = with_advantages(two_trials(4.0), discount=0.5, gae_lambda=0.0)
+    steps = with_advantages(two_trials(4.0), horizon=3, discount=0.5, gae_lambda=0.0)
     value = TAKEN * (MEAN + 4 * SPREAD)
     following = np.append(value[:, 1:], [[0], [0]], axis=1)  # through an episode's end, not after the trial's
-    aim = REWARD + following / 2
+    aim = REWARD + following * [0.5, 0.25, 0.5, 0.5, 0.5, 0]  # later by a step where an episode ends early
     np.testing.assert_allclose(steps.advantage, TAKEN * (aim - value), rtol=1e-5)
     np.testing.assert_allclose(steps.target, TAKEN * (aim - MEAN) / SPREAD, rtol=1e-5)
-    np.testing.assert_allclose(TAKEN * steps.value, value, rtol=1e-5)  # in units of the reward
+    np.testing.assert_allclose(steps.value, value, rtol=1e-5)  # in units of the reward
+
+
+def test_returns_do_not_depend_on_the_critic_if_it_is_not_trusted():
+    steps = with_advantages(two_trials(4.0), horizon=3, discount=0.5, gae_lambda=1.0)
+    np.testing.assert_allclose(steps.advantage + steps.value, RETURNS, atol=1e-5)
+
+
+def test_an_episode_that_ends_early_keeps_its_time():
+    """As if it had gone on without a reward."""
+    early = two_trials(0.3, np.array([[1.0, 2, 1, 2, 0, 0], [3, 0, 1, 0, 0, 0]]), ((2, 2), (2, 2)))
+    going_on = two_trials(0.3, np.array([[1.0, 2, 0, 1, 2, 0], [3, 0, 0, 1, 0, 0]]), WHOLE)
+    found, waited = (
+        with_advantages(steps, horizon=3, discount=0.5, gae_lambda=1.0) for steps in (early, going_on)
+    )
+    to_go = [np.asarray(steps.advantage + steps.value) for steps in (found, waited)]
+    np.testing.assert_allclose(to_go[0][:, :4], to_go[1][:, [0, 1, 3, 4]], rtol=1e-5)
 
 
 def test_a_constant_reward_changes_no_advantage():
+    reward = np.append(REWARD[:, :5], [[2], [1]], axis=1)
     plain, more = (  # of trials of the same length
-        with_advantages(two_trials(0.3, REWARD + plus, WHOLE), discount=0.9, gae_lambda=0.3)
+        with_advantages(two_trials(0.3, reward + plus, WHOLE), horizon=3, discount=0.9, gae_lambda=0.3)
         for plus in (0, 10)
     )
     np.testing.assert_allclose(more.advantage, plain.advantage, atol=1e-4)
@@ -79,8 +99,8 @@ def test_a_constant_reward_changes_no_advantage():
 
 
 def test_trials_that_are_alike_teach_nothing():
-    alike = two_trials(0.0, np.tile([1.1, 2.2, 0.3, 0.7, 0.9], (2, 1)), WHOLE)
-    steps = with_advantages(alike, discount=0.9, gae_lambda=1.0)
+    alike = two_trials(0.0, np.tile([1.1, 2.2, 0.3, 0.7, 0.9, 0.4], (2, 1)), WHOLE)
+    steps = with_advantages(alike, horizon=3, discount=0.9, gae_lambda=1.0)
     np.testing.assert_allclose(steps.advantage, 0, atol=1e-5)
     assert np.abs(steps.target).max() < 0.1
 
@@ -132,7 +152,7 @@ def countdowns():
         episodes = SETTINGS["num_episodes"]
         run = jax.vmap(lambda task, key: rollouts.trial(family.env, policy, empty, task, key, episodes)[1])
         options = {name: SETTINGS[name] for name in ("discount", "gae_lambda")}
-        return with_advantages(run(batch, keys), **options)
+        return with_advantages(run(batch, keys), horizon=family.env.spec.horizon, **options)
 
     return Countdowns(family, policy, params, key, play)
 

@@ -226,6 +226,18 @@ def test_with_closed_gates_a_memory_overwrites_the_slots_used_least():
         np.testing.assert_allclose(np.asarray(carry.read_weights).sum(1), 1, rtol=1e-5)
 
 
+def test_units_of_a_gru_forget_at_rates_that_are_spread_over_the_span():
+    policy = policies.gru(SPECS["discrete"], size=3, memory_span=100)
+    params = policy.init(jax.random.key(0))
+    # All but the gates' bias is nothing: the candidate is 0, and a unit keeps the share τ / (1 + τ) a step.
+    bias = params.core.inputs.bias
+    core = jax.tree.map(jnp.zeros_like, params.core)
+    params = params._replace(core=core._replace(inputs=core.inputs._replace(bias=bias)))
+    one = jax.tree.map(lambda x: x[0], inputs(SPECS["discrete"]))
+    carry, _ = policy.step(params, jnp.ones(3), one)
+    np.testing.assert_allclose(carry, [1 / 2, 10 / 11, 100 / 101], rtol=1e-5)
+
+
 def test_convolutions_reach_back_as_far_as_their_dilations():
     """Exactly so far, where only some of the layers of some of the blocks speak, and attention does not."""
     steps = 20
@@ -281,6 +293,7 @@ def test_the_longest_trial_is_declared():
     ("name", "arguments", "message"),
     [
         ("gru", {"size": 0}, "size must be at least 1, got 0"),
+        ("gru", {"memory_span": 0}, "memory_span must be at least 1, got 0"),
         ("lstm", {"size": -1}, "size must be at least 1, got -1"),
         ("snail", {"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ("transformer", {"size": 6, "num_heads": 4}, "num_heads must divide size=6, got 4"),

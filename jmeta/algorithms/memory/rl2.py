@@ -152,7 +152,8 @@ def rl2(
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
         rollout, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
-        steps = with_advantages(rollout, discount=discount, gae_lambda=gae_lambda)
+        horizon = family.env.spec.horizon
+        steps = with_advantages(rollout, horizon=horizon, discount=discount, gae_lambda=gae_lambda)
         if normalize_advantages:
             steps = steps._replace(advantage=advantages.normalize(steps.advantage, steps.mask))
         steps = jax.tree.map(lambda x: x.reshape(num_tasks, -1, chunk, *x.shape[2:]), steps)
@@ -198,44 +199,72 @@ def rl2(
     return MetaAlgorithm(init, update, adapt, policy, episodes - 1, room)
 
 
-def with_advantages(rollout: Rollout, *, discount: float, gae_lambda: float) -> PolicyGradientBatch:
+def with_advantages(
+    rollout: Rollout, *, horizon: int, discount: float, gae_lambda: float
+) -> PolicyGradientBatch:
     """Trials with advantages that run across their episodes, and what the critic is to learn.
+
+    An episode that ends early keeps its time: what follows is as far away as if it had not. Were the next
+    one to begin at once, all that is discounted would come closer by ending the first, and an agent that
+    falls would lose little.
 
     An agent is given no clock: a critic of plain returns, which shrink to nothing as the trial ends, would
     first have to learn to count. So the critic says by how much a trial will do better than the mean of the
-    trials from the same step on, in units of their spread: what it predicts is of size one whatever the
+    trials from the same time on, in units of their spread: what it predicts is of size one whatever the
     rewards.
 
     Args:
-      rollout: trials side by side, from their initial carries [B, L, ...].
-      discount: within the trial.
+      rollout: trials side by side, from their initial carries [B, L, ...], steps that were taken first.
+      horizon: T, steps in an episode that does not end early; it divides L.
+      discount: a step, within the trial.
       gae_lambda: the critic is trusted with the share 1 - gae_lambda.
 
     Returns:
       The steps [B, L, ...]; `advantage` is in units of the reward, `target` in the critic's.
     """
-    mask = rollout.mask
-    to_go = jax.vmap(functools.partial(advantages.discounted_returns, discount=discount))(
-        rollout.reward, mask
-    )
-    mean = (mask * to_go).sum(0) / jnp.maximum(mask.sum(0), 1)
-    variance, mean_square = ((mask * jnp.square(x)).sum() / mask.sum() for x in (to_go - mean, to_go))
+    length = rollout.mask.shape[1]
+    time = jax.vmap(functools.partial(_time, horizon=horizon))(rollout.inputs.first, rollout.mask)
+
+    def at_their_time(x: Array) -> Array:
+        return jax.vmap(lambda x, time: jnp.zeros_like(x).at[time].set(x, mode="drop"))(x, time)
+
+    def in_order(x: Array) -> Array:
+        return rollout.mask * jax.vmap(lambda x, time: x[jnp.minimum(time, length - 1)])(x, time)
+
+    taken, reward = at_their_time(rollout.mask), at_their_time(rollout.reward)
+    always = jnp.ones_like(taken)
+    to_go = jax.vmap(functools.partial(advantages.discounted_returns, discount=discount))(reward, always)
+    mean = (taken * to_go).sum(0) / jnp.maximum(taken.sum(0), 1)
+    variance, mean_square = ((taken * jnp.square(x)).sum() / taken.sum() for x in (to_go - mean, to_go))
     spread = jnp.sqrt(variance + 1e-9 * mean_square) + 1e-8  # no less than rounding, where trials are alike
-    # An episode's end is no end of the trial; the trial's end is, and nothing follows it.
-    going_on = jnp.zeros_like(rollout.terminated)
-    nothing = jnp.zeros(mask.shape[0], rollout.value.dtype)
-    estimate = functools.partial(advantages.gae, discount=discount, gae_lambda=gae_lambda)
-    value = mean + spread * rollout.value
-    advantage, target = jax.vmap(estimate)(rollout.reward, value, nothing, going_on, mask)
+    value = mean + spread * at_their_time(rollout.value)
+
+    def while_waiting(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        value = jnp.where(step[0] > 0, step[1], discount * later)
+        return value, value
+
+    nothing = jnp.zeros(len(taken), value.dtype)  # follows the trial
+    value = jax.lax.scan(while_waiting, nothing, (taken.T, value.T), reverse=True)[1].T
+    # An episode's end is no end of the trial. Between two episodes there is nothing to trust the critic with.
+    going_on, trust = jnp.zeros_like(rollout.terminated), jnp.where(taken > 0, gae_lambda, 1.0)
+    estimate = jax.vmap(lambda *x: advantages.gae(*x[:-1], discount=discount, gae_lambda=x[-1]))
+    advantage, target = estimate(reward, value, nothing, going_on, always, trust)
     return PolicyGradientBatch(
         inputs=rollout.inputs,
         action=rollout.action,
         log_prob=rollout.log_prob,
-        advantage=advantage,
-        target=mask * (target - mean) / spread,
+        advantage=in_order(advantage),
+        target=in_order((target - mean) / spread),
         reward=rollout.reward,
-        value=value,
-        mask=mask,
+        value=in_order(value),
+        mask=rollout.mask,
         terminated=going_on,
         last_value=jnp.zeros_like(value),  # of no use, and of the others' shape
     )
+
+
+def _time(first: Array, taken: Array, *, horizon: int) -> Array:
+    """When each step of a trial [L] would be if no episode ended early; L for those that were not taken."""
+    index = jnp.arange(len(first))
+    start = jax.lax.cummax(jnp.where(first, index, 0))
+    return jnp.where(taken > 0, (jnp.cumsum(first) - 1) * horizon + index - start, len(first))
