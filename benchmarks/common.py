@@ -58,6 +58,11 @@ def start(*shared: tuple[int, int]) -> None:
         parallel.check_divisible(tasks, jax.device_count(), minibatches)
 
 
+def cores() -> int:
+    """The cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import jax
@@ -71,7 +76,7 @@ def machine() -> dict[str, Any]:
         model = names[0] if names else model
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "devices": [device.device_kind for device in jax.devices()],
         "jax": jax.__version__,
         "python": platform.python_version(),

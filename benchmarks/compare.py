@@ -1,0 +1,384 @@
+"""jmeta beside PyTorch: seconds of the meta-gradient on a stored batch, and of whole meta-iterations.
+
+Every side is a process of its own that waits while another is timed; they take turns, and medians are given.
+On the stored batch, which jmeta collected on point-goal, all sides must find the same meta-gradient; their
+relative difference is in the table. The sides of PyTorch are in `benchmarks/pytorch`: a tape and a loop over
+the tasks (eager), `torch.func.vmap` over all tasks, one task's derivatives compiled; in one process with a
+thread a core, or in one process a core with one thread each. Physics is Brax's on jmeta's side and MuJoCo's
+on the other, where there is any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import pickle
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+
+JMETA = "jmeta"
+TOLERANCE = 1e-4  # of a meta-gradient, relative
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Command-line flags."""
+
+    families: tuple[str, ...] = ("point-goal", "half-cheetah-direction", "ant-direction")
+    """Task families of whole meta-iterations: these three are known to both sides."""
+    outer: str = "trpo"
+    """Outer update of whole meta-iterations: trpo, or adam (epochs of PPO)."""
+    tasks: int = 20
+    """Tasks of a meta-iteration."""
+    gradient_tasks: tuple[int, ...] = (20, 100, 1000)
+    """Tasks of the stored batch."""
+    gradient_steps: tuple[int, ...] = (1, 3, 5)
+    """Inner steps on it."""
+    sides: tuple[str, ...] = ("eager", "vmap", "compile", "eager x cores", "vmap x cores", "compile x cores")
+    """Sides of PyTorch."""
+    repeats: int = 5
+    """Timed repetitions of each side."""
+    results: pathlib.Path | None = None
+    """Folder for compare.json and compare.md."""
+
+
+FAMILIES = ("point-goal", "half-cheetah-direction", "ant-direction")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What one process measures."""
+
+    side: str
+    family: str
+    outer: str
+    tasks: int
+    inner_steps: int
+    batch: str | None  # file of the stored batch; None times whole meta-iterations
+
+
+# -- one side, in a process of its own ------------------------------------------------------------------
+
+
+def config_of(case: Case) -> Any:
+    """MAML's preset with the case's sizes."""
+    from jmeta.presets import preset
+
+    config = preset("maml", case.family)
+    arguments = {**config.algorithm, "num_episodes": 20, "num_inner_steps": case.inner_steps}
+    if case.outer == "trpo":
+        arguments |= {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1}
+    return dataclasses.replace(config, algorithm=arguments)
+
+
+def flat(params: Any) -> list[np.ndarray]:
+    """The policy's parameters as PyTorch's side has them: kernels and biases in turn, log deviations."""
+    layers = [np.asarray(x) for layer in params["policy"] for x in layer]
+    return [*layers, np.asarray(params["log_std"])]
+
+
+def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[], float]]:
+    """A function that runs the case once and returns its seconds, and one that returns the peak in MiB."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from jmeta import parallel, runtime, training
+    from jmeta.algorithms.gradient import outer
+    from jmeta.runs.config import build
+
+    runtime.configure(num_tasks=case.tasks)
+    jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
+    config = config_of(case)
+    family, policy, algorithm = build(config)
+    mesh = parallel.task_mesh()
+    jax.set_mesh(mesh)
+    apart = ("name", "optimizer", "inner_optimizer")  # the inner one is SGD on both sides
+    arguments = {name: value for name, value in config.algorithm.items() if name not in apart}
+    parts = outer.assemble(family, policy, optimizer=optax.identity(), **arguments)
+
+    def collect(params: Any, key: Any) -> Any:
+        tasks = jax.vmap(family.sample)(parallel.task_keys(key, case.tasks))
+        keys = parallel.task_keys(key, case.tasks)
+        return parallel.map_tasks(
+            functools.partial(outer.collect, parts), params, tasks, keys, block=parts.block
+        )
+
+    def memory() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    jitted_collect = jax.jit(collect)
+    if case.batch is None:
+        chunk = training.compile_chunk(algorithm, family, num_tasks=case.tasks, length=1)
+        state = parallel.replicate(training.initial_state(algorithm, seed=0), mesh)
+
+        def iteration() -> dict[str, float]:
+            nonlocal state
+            params = jax.tree.map(jnp.copy, state.meta.params)  # the state is given away to the update
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(chunk(state, jnp.int32(1)))
+            done = time.perf_counter()
+            jax.block_until_ready(jitted_collect(params, jax.random.key(1)))
+            sampling = time.perf_counter() - done
+            seconds = done - started
+            return {"seconds": seconds, "sampling": sampling, "steps": float(metrics["env_steps"][0])}
+
+        return iteration, memory
+
+    through = outer.meta_loss(parts)
+
+    @jax.jit
+    def gradient(params: Any, collected: Any) -> Any:
+        one = jax.value_and_grad(lambda params, data: through(params, data)[0])
+        return parallel.mean_over_tasks(one, params, collected, block=parts.block)[1]
+
+    params = algorithm.init(jax.random.key(0)).params
+    collected = jax.block_until_ready(jitted_collect(params, jax.random.key(1)))
+    found = gradient(params, collected)
+
+    def store(batch: Any) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.asarray(x)
+            for x in (batch.inputs.obs, batch.action, batch.log_prob, batch.advantage, batch.mask)
+        )
+
+    distribution = jax.device_get(collected.distribution)
+    data = (store(collected.pre), store(collected.post), distribution.mean, distribution.log_std[:, 0, 0])
+    vector = np.concatenate([x.ravel() for x in flat(found)])
+    pathlib.Path(case.batch).write_bytes(pickle.dumps((flat(params), data, vector)))
+
+    def once() -> dict[str, float]:
+        started = time.perf_counter()
+        jax.block_until_ready(gradient(params, collected))
+        return {"seconds": time.perf_counter() - started}
+
+    return once, memory
+
+
+def pytorch_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[], float]]:
+    """As `jmeta_side`; on a stored batch with the gradient's relative difference from jmeta's."""
+    from benchmarks.pytorch import maml
+
+    style, *several = case.side.split(" x ")
+    processes = common.cores() if several else 1
+    algorithm = config_of(case).algorithm
+    setting = maml.Setting(
+        case.family,
+        case.tasks,
+        inner_steps=case.inner_steps,
+        inner_learning_rate=algorithm["inner_learning_rate"],
+        discount=algorithm["discount"],
+        outer=case.outer,
+        epochs=algorithm["outer_epochs"],
+        learning_rate=algorithm["optimizer"].get("learning_rate", 0.0),
+        max_kl=algorithm["optimizer"].get("max_kl", 0.01),
+    )
+    if case.batch is None:
+        from benchmarks.pytorch.envs import make
+
+        sizes = make(case.family, 1, 1, 0)
+        learner = maml.Learner(setting, style, initial(sizes.obs_size, sizes.action_size), processes)
+
+        def iteration() -> dict[str, float]:
+            found = learner.iteration()
+            seconds = found["sampling"] + found["update"]
+            return {"seconds": seconds, "sampling": found["sampling"], "steps": found["env_steps"]}
+
+        return iteration, learner.memory
+
+    params, data, expected = pickle.loads(pathlib.Path(case.batch).read_bytes())
+    learner = maml.Learner(setting, style, params, processes)
+    learner.load(data)
+
+    def once() -> dict[str, float]:
+        started = time.perf_counter()
+        vector = learner.mean("gradient", learner.flat).numpy()
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "difference": relative(vector, expected)}
+
+    return once, learner.memory
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    """Norm of the difference over that of what was expected."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def initial(obs_size: int, action_size: int, hidden: int = 64) -> list[np.ndarray]:
+    """Orthogonal kernels, as the policy of jmeta has them."""
+    import torch
+
+    torch.manual_seed(0)
+    params: list[np.ndarray] = []
+    gains = (2**0.5, 2**0.5, 0.01)
+    for (rows, columns), gain in zip(
+        ((obs_size, hidden), (hidden, hidden), (hidden, action_size)), gains, strict=True
+    ):
+        params += [torch.nn.init.orthogonal_(torch.empty(rows, columns), gain).numpy(), np.zeros(columns)]
+    return [x.astype(np.float32) for x in (*params, np.full(action_size, -0.5))]
+
+
+def serve(case: Case) -> None:
+    """Answers each line of standard input with one run of the case."""
+    started = time.perf_counter()
+    once, memory = (jmeta_side if case.side == JMETA else pytorch_side)(case)
+    once()
+    print(json.dumps({"first": time.perf_counter() - started}), flush=True)
+    once()  # warm-up
+    for _ in sys.stdin:
+        print(json.dumps({**once(), "peak": memory()}), flush=True)
+
+
+# -- all sides in turn ----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Row:
+    """Medians of one side."""
+
+    case: Case
+    seconds: float
+    spread: tuple[float, float]  # the fastest and the slowest
+    sampling: float | None  # seconds of the iteration's sampling
+    steps: float | None  # of an environment, in an iteration
+    difference: float | None  # of the meta-gradient from jmeta's
+    first: float  # seconds until the first result, start and compilation included
+    peak: float  # MiB of all processes
+
+
+def race(cases: list[Case], repeats: int) -> list[Row]:
+    """Times the cases in turn, `repeats` times."""
+    processes = []
+    firsts = []
+    for case in cases:
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.compare",
+            "--side",
+            json.dumps(dataclasses.asdict(case)),
+        ]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        firsts.append(answer(process, case)["first"])  # one after the other: jmeta's side stores the batch
+    found: list[list[dict[str, float]]] = [[] for _ in cases]
+    for _ in range(repeats):
+        for case, process, answers in zip(cases, processes, found, strict=True):
+            assert process.stdin is not None
+            process.stdin.write("once\n")
+            process.stdin.flush()
+            answers.append(answer(process, case))
+    for process in processes:
+        process.communicate()
+    rows = []
+    for case, first, answers in zip(cases, firsts, found, strict=True):
+        seconds = [one["seconds"] for one in answers]
+        medians = {name: statistics.median(one[name] for one in answers) for name in answers[0]}
+        rows.append(
+            Row(
+                case,
+                medians["seconds"],
+                (min(seconds), max(seconds)),
+                medians.get("sampling"),
+                medians.get("steps"),
+                medians.get("difference"),
+                first,
+                medians["peak"],
+            )
+        )
+    return rows
+
+
+def answer(process: Any, case: Case) -> dict[str, float]:
+    """The next answer of a side; ends the command where there is none."""
+    line = process.stdout.readline()
+    if not line:
+        common.fail(f"{case.side} on {case.family} with {case.tasks} tasks ended without a result")
+    return json.loads(line)
+
+
+def table(rows: list[Row]) -> str:
+    """Rows of one race, jmeta's first."""
+    header = ["side", "seconds", "fastest", "slowest", "sampling", "update", "times jmeta's", "steps/s"]
+    header += ["difference", "first result s", "peak MiB"]
+    cells = []
+    for row in rows:
+        whole = row.sampling is not None
+        cells.append(
+            [
+                row.case.side,
+                f"{row.seconds:.3g}",
+                *(f"{x:.3g}" for x in row.spread),
+                f"{row.sampling:.3g}" if whole else "",
+                f"{row.seconds - row.sampling:.3g}" if whole else "",
+                f"{row.seconds / rows[0].seconds:.2f}",
+                f"{row.steps / row.seconds:,.0f}" if whole else "",
+                "" if row.difference is None else f"{row.difference:.0e}",
+                f"{row.first:.1f}",
+                f"{row.peak:,.0f}",
+            ]
+        )
+    return common.markdown(header, cells)
+
+
+def main() -> None:
+    """Runs the command."""
+    if sys.argv[1:2] == ["--side"]:
+        serve(Case(**json.loads(sys.argv[2])))
+        return
+    flags = common.parse(Flags, __doc__)
+    for family in flags.families:
+        if family not in FAMILIES:
+            common.fail(f"families must be among {', '.join(FAMILIES)}, got {family!r}")
+    if flags.outer not in ("trpo", "adam"):
+        common.fail(f"outer must be trpo or adam, got {flags.outer!r}")
+    common.at_least(1, tasks=flags.tasks, repeats=flags.repeats)
+    try:
+        import torch
+    except ModuleNotFoundError:
+        common.fail("PyTorch is not installed: pip install '.[benchmarks]'")
+    lines = [f"{common.machine_line()}, torch {torch.__version__}; medians of {flags.repeats}"]
+    every: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for tasks in flags.gradient_tasks:
+            for steps in flags.gradient_steps:
+                batch = str(pathlib.Path(folder) / f"{tasks}-{steps}.pickle")
+                case = Case(JMETA, "point-goal", "trpo", tasks, steps, batch)
+                cases = [case, *(dataclasses.replace(case, side=side) for side in flags.sides)]
+                rows = race(cases, flags.repeats)
+                wrong = [row.case.side for row in rows if (row.difference or 0) > TOLERANCE]
+                if wrong:
+                    common.fail(f"the meta-gradient differs from jmeta's: {', '.join(wrong)}")
+                lines += [f"Meta-gradient of {tasks} tasks, inner steps: {steps}", table(rows)]
+                every += rows
+                print("\n\n".join(lines[-2:]), flush=True)
+        for family in flags.families:
+            case = Case(JMETA, family, flags.outer, flags.tasks, 1, None)
+            cases = [case, *(dataclasses.replace(case, side=side) for side in flags.sides)]
+            rows = race(cases, flags.repeats)
+            lines += [
+                f"A meta-iteration on {flags.tasks} tasks of {family}, outer {flags.outer}",
+                table(rows),
+            ]
+            every += rows
+            print("\n\n".join(lines[-2:]), flush=True)
+    if flags.results is not None:
+        flags.results.mkdir(parents=True, exist_ok=True)
+        (flags.results / "compare.md").write_text("\n\n".join(lines) + "\n")
+        common.write_json(flags.results / "compare.json", {"machine": common.machine(), "rows": every})
+
+
+if __name__ == "__main__":
+    main()

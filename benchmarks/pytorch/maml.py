@@ -1,0 +1,328 @@
+"""MAML in PyTorch: sampling and derivatives of a share of the tasks, in one process or in one a core.
+
+Three ways to take the derivatives, as users do: `eager`, a tape and a loop over the tasks (as learn2learn
+and garage); `vmap`, `torch.func` over all tasks at once; `compile`, one task's derivatives compiled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import resource
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import common
+from benchmarks.pytorch import envs as environments
+from benchmarks.pytorch import policy_gradient as pg
+from benchmarks.pytorch.policy_gradient import Batch, Params, TaskData
+
+STYLES = ("eager", "vmap", "compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is trained, and how; the same on jmeta's side."""
+
+    family: str
+    tasks: int
+    episodes: int = 20
+    horizon: int = 100
+    inner_steps: int = 1
+    inner_learning_rate: float = 0.1
+    discount: float = 0.99
+    outer: str = "trpo"  # or adam: PPO epochs
+    epochs: int = 5
+    learning_rate: float = 1e-3
+    max_kl: float = 0.01
+    cg_iterations: int = 10
+    cg_damping: float = 0.01
+    backtrack_ratio: float = 0.8
+    max_backtracks: int = 15
+
+
+def flatten(params: Params) -> Tensor:
+    """One vector."""
+    return torch.cat([p.reshape(-1) for p in params])
+
+
+def unflatten(vector: Tensor, like: Params) -> Params:
+    """The vector in the shapes of `like`."""
+    parts = vector.split([p.numel() for p in like])
+    return tuple(part.reshape(p.shape) for part, p in zip(parts, like, strict=True))
+
+
+class Share:
+    """A share of the tasks: collects data from them and differentiates on it. Parameters are flat vectors."""
+
+    def __init__(self, setting: Setting, style: str, params: Params, tasks: int, seed: int, threads: int):
+        torch.set_num_threads(threads)
+        torch.manual_seed(seed)
+        self.setting, self.style, self.tasks, self.shapes = setting, style, tasks, params
+        self.envs: environments.Envs | None = None
+        self.seed = seed
+        self.data: TaskData
+        loss = pg.surrogate if setting.outer == "trpo" else pg.clipped_surrogate
+        gradient = pg.gradient_by_tape if style == "eager" else pg.gradient_by_function
+
+        def adapted(params: Params, data: TaskData) -> Params:
+            return pg.adapt(params, data.pre, setting.inner_learning_rate, gradient)
+
+        def after(params: Params, data: TaskData) -> Tensor:
+            return loss(adapted(params, data), data.post)
+
+        def kl(params: Params, data: TaskData) -> Tensor:
+            return pg.divergence(adapted(params, data), data)
+
+        def curvature(params: Params, vector: Params, data: TaskData) -> Params:
+            """The Hessian of the divergence times a vector, forward over reverse."""
+            slope = torch.func.grad(lambda p: kl(p, data))
+            return torch.func.jvp(slope, (params,), (vector,))[1]
+
+        def loss_and_kl(params: Params, data: TaskData) -> tuple[Tensor, Tensor]:
+            new = adapted(params, data)
+            return loss(new, data.post), pg.divergence(new, data)
+
+        self._after, self._kl, self._loss_and_kl = after, kl, loss_and_kl
+        functions: dict[str, Callable[..., Any]] = {
+            "gradient": torch.func.grad(after),
+            "curvature": curvature,
+            "loss_and_kl": loss_and_kl,
+        }
+        over = {"gradient": (None, 0), "curvature": (None, None, 0), "loss_and_kl": (None, 0)}
+        if style == "vmap":
+            functions = {name: torch.func.vmap(f, over[name]) for name, f in functions.items()}
+        elif style == "compile":
+            functions = {name: torch.compile(f) for name, f in functions.items()}
+        self.functions = functions
+
+    def _sample(self, params: Params) -> tuple[Batch, Tensor, Tensor]:
+        """Episodes of every task under its parameters [B, ...], and the returns' mean and distribution."""
+        setting = self.setting
+        if self.envs is None:
+            self.envs = environments.make(setting.family, self.tasks, setting.episodes, self.seed)
+        obs, alive = torch.from_numpy(self.envs.reset()), torch.ones(self.tasks, setting.episodes)
+        # A layer of every task is one batched product.
+        layers = tuple(p if p.ndim == 3 else p[:, None] for p in params)
+        steps: list[tuple[Tensor, ...]] = []
+        for _ in range(setting.horizon):
+            mean, log_std = pg.output(layers, obs)
+            action = mean + log_std.exp() * torch.randn_like(mean)
+            log_prob = pg.log_prob(mean, log_std, action)
+            new_obs, reward, terminated = self.envs.step(action.numpy())
+            steps.append((obs, action, log_prob, alive * torch.from_numpy(reward), alive, mean))
+            alive = alive * torch.from_numpy(1 - terminated.astype(np.float32))
+            obs = torch.from_numpy(new_obs)
+        obs, action, log_prob, reward, mask, mean = (torch.stack(x, 2) for x in zip(*steps, strict=True))
+        advantage = pg.advantages(obs, reward, mask, setting.discount)
+        return Batch(obs, action, log_prob, advantage, mask), reward.sum((1, 2)).mean(), mean
+
+    @torch.no_grad()
+    def collect(self, flat: Tensor) -> tuple[float, float, float]:
+        """Data of every inner step and of the adapted policies; returns before and after, and steps taken."""
+        params = tuple(p.expand(self.tasks, *p.shape) for p in unflatten(flat, self.shapes))
+        pre, before, taken = [], 0.0, 0.0
+        step = torch.func.vmap(torch.func.grad(pg.surrogate))
+        for k in range(self.setting.inner_steps):
+            batch, mean_return, _ = self._sample(params)
+            before = before if k else mean_return.item()
+            taken += batch.mask.sum().item()
+            pre.append(batch)
+            slope = step(params, batch)
+            rate = self.setting.inner_learning_rate
+            params = tuple(p - rate * g for p, g in zip(params, slope, strict=True))
+        post, after, mean = self._sample(params)
+        stacked = Batch(*(torch.stack(x, 1) for x in zip(*pre, strict=True)))
+        self.data = TaskData(stacked, post, mean, params[-1].clamp(min=pg.MIN_LOG_STD))
+        episodes = self.setting.episodes
+        return before / episodes, after.item() / episodes, taken + post.mask.sum().item()
+
+    def load(self, data: Any) -> None:
+        """Takes data [B, ...] as nested tuples of arrays in place of collecting it."""
+        pre, post, mean, log_std = data
+        tensors = [Batch(*(torch.tensor(x) for x in part)) for part in (pre, post)]
+        self.data = TaskData(*tensors, torch.tensor(mean), torch.tensor(log_std))
+
+    def _each(self) -> list[TaskData]:
+        pre, post, *rest = self.data
+        return [
+            TaskData(
+                Batch(*(x[task] for x in pre)), Batch(*(x[task] for x in post)), *(x[task] for x in rest)
+            )
+            for task in range(self.tasks)
+        ]
+
+    def gradient(self, flat: Tensor) -> Tensor:
+        """Sum over the tasks of the meta-gradient."""
+        params = unflatten(flat, self.shapes)
+        if self.style == "vmap":
+            return flatten(tuple(g.sum(0) for g in self.functions["gradient"](params, self.data)))
+        if self.style == "compile":
+            return sum(flatten(self.functions["gradient"](params, task)) for task in self._each())
+        params = tuple(p.detach().requires_grad_() for p in params)
+        for task in self._each():  # one task's graph at a time
+            self._after(params, task).backward()
+        return flatten(tuple(p.grad for p in params))
+
+    def curvature(self, flat: Tensor, vector: Tensor) -> Tensor:
+        """Sum over the tasks of the divergence's Hessian times a vector."""
+        params, direction = unflatten(flat, self.shapes), unflatten(vector, self.shapes)
+        if self.style == "vmap":
+            products = self.functions["curvature"](params, direction, self.data)
+            return flatten(tuple(p.sum(0) for p in products))
+        if self.style == "compile":
+            return sum(flatten(self.functions["curvature"](params, direction, x)) for x in self._each())
+        params = tuple(p.detach().requires_grad_() for p in params)
+        total = torch.zeros_like(flat)
+        for task in self._each():
+            slope = torch.autograd.grad(self._kl(params, task), params, create_graph=True)
+            total += flatten(torch.autograd.grad(flatten(slope) @ vector, params))
+        return total
+
+    def loss_and_kl(self, flat: Tensor) -> Tensor:
+        """Sums over the tasks [2] of the loss after adaptation and of the divergence."""
+        params = unflatten(flat, self.shapes)
+        if self.style == "vmap":
+            return torch.stack([x.sum() for x in self.functions["loss_and_kl"](params, self.data)]).detach()
+        if self.style == "eager":
+            params = tuple(p.detach().requires_grad_() for p in params)
+        each = [torch.stack(self.functions["loss_and_kl"](params, task)).detach() for task in self._each()]
+        return torch.stack(each).sum(0)
+
+    def memory(self) -> float:
+        """Peak of this process, MiB."""
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _serve(pipe: Connection, arguments: tuple[Any, ...]) -> None:
+    """A worker process: answers calls on its share."""
+    share = Share(*arguments)
+    while (call := pipe.recv()) is not None:
+        name, *values = call
+        arguments = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
+        result = getattr(share, name)(*arguments)
+        pipe.send(result.numpy() if isinstance(result, Tensor) else result)
+
+
+class Learner:
+    """The outer update over all shares, in this process or in one a core with one thread each."""
+
+    def __init__(self, setting: Setting, style: str, params: list[np.ndarray], processes: int, seed: int = 0):
+        shapes = tuple(torch.tensor(p) for p in params)
+        self.setting, self.processes = setting, processes
+        self.flat = flatten(shapes)
+        self.adam = torch.optim.Adam([self.flat], lr=setting.learning_rate)
+        if processes == 1:
+            self.share = Share(setting, style, shapes, setting.tasks, seed, common.cores())
+            return
+        context = multiprocessing.get_context("spawn")
+        os.environ["OMP_NUM_THREADS"] = "1"
+        self.pipes, self.workers = [], []
+        each, left = divmod(setting.tasks, processes)
+        for index in range(processes):
+            here, there = context.Pipe()
+            arguments = (setting, style, shapes, each + (index < left), seed + index, 1)
+            worker = context.Process(target=_serve, args=(there, arguments), daemon=True)
+            worker.start()
+            self.pipes.append(here)
+            self.workers.append(worker)
+
+    def call(self, name: str, *vectors: Tensor) -> list[Any]:
+        """The results of all shares."""
+        if self.processes == 1:
+            return [getattr(self.share, name)(*vectors)]
+        for pipe in self.pipes:
+            pipe.send((name, *(v.numpy() for v in vectors)))
+        results = [pipe.recv() for pipe in self.pipes]
+        return [torch.from_numpy(r) if isinstance(r, np.ndarray) else r for r in results]
+
+    def load(self, data: Any) -> None:
+        """Gives every share its part of stored data [B, ...], nested tuples of arrays."""
+
+        def part(x: Any, start: int, stop: int) -> Any:
+            return x[start:stop] if isinstance(x, np.ndarray) else tuple(part(y, start, stop) for y in x)
+
+        if self.processes == 1:
+            self.share.load(data)
+            return
+        each, left = divmod(self.setting.tasks, self.processes)
+        start = 0
+        for index, pipe in enumerate(self.pipes):
+            stop = start + each + (index < left)
+            pipe.send(("load", part(data, start, stop)))
+            start = stop
+        for pipe in self.pipes:
+            pipe.recv()
+
+    def mean(self, name: str, *vectors: Tensor) -> Tensor:
+        """Mean over the tasks of what the shares sum up."""
+        return sum(self.call(name, *vectors)) / self.setting.tasks
+
+    def iteration(self) -> dict[str, float]:
+        """One meta-iteration: its seconds of sampling and of the update, returns, steps."""
+        started = time.perf_counter()
+        found = self.call("collect", self.flat)
+        sampled = time.perf_counter()
+        if self.setting.outer == "trpo":
+            self._trpo()
+        else:
+            for _ in range(self.setting.epochs):
+                self.flat.grad = self.mean("gradient", self.flat)
+                self.adam.step()
+        done = time.perf_counter()
+        before, after, steps = np.transpose(found)
+        return {
+            "sampling": sampled - started,
+            "update": done - sampled,
+            "return_before": before.sum() / self.setting.tasks,
+            "return_after": after.sum() / self.setting.tasks,
+            "env_steps": steps.sum(),
+        }
+
+    def _trpo(self) -> None:
+        setting, gradient = self.setting, self.mean("gradient", self.flat)
+
+        def damped(vector: Tensor) -> Tensor:
+            return self.mean("curvature", self.flat, vector) + setting.cg_damping * vector
+
+        # Conjugate gradient.
+        direction = torch.zeros_like(gradient)
+        residual, search = gradient.clone(), gradient.clone()
+        square = residual @ residual
+        for _ in range(setting.cg_iterations):
+            product = damped(search)
+            step = square / (search @ product)
+            direction += step * search
+            residual -= step * product
+            new_square = residual @ residual
+            search = residual + new_square / square * search
+            square = new_square
+        curvature = direction @ damped(direction)
+        full_step = -direction * torch.sqrt(2 * setting.max_kl / curvature)
+        loss_before, _ = self.mean("loss_and_kl", self.flat)
+        for tried in range(setting.max_backtracks + 1):
+            candidate = self.flat + setting.backtrack_ratio**tried * full_step
+            loss, kl = self.mean("loss_and_kl", candidate)
+            if loss < loss_before and kl <= setting.max_kl:
+                self.flat = candidate
+                return
+
+    def memory(self) -> float:
+        """Peak of all processes, MiB."""
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return own + (sum(self.call("memory")) if self.processes > 1 else 0.0)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        if self.processes > 1:
+            for pipe in self.pipes:
+                pipe.send(None)
+            for worker in self.workers:
+                worker.join()

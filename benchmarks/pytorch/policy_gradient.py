@@ -1,0 +1,124 @@
+"""The mathematics of one task in PyTorch: policy, surrogate, inner steps, divergence; and advantages.
+
+Parameters are a flat tuple of tensors: kernels and biases of the layers in turn, then the log standard
+deviation. The estimators are those of `jmeta`: likelihood-ratio surrogates divided by N T, advantages from
+a linear baseline refitted for every task and step, normalised for each task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Params = tuple[Tensor, ...]
+MIN_LOG_STD = -3.0
+REGULARIZATION = 1e-5  # of the baseline
+
+
+class Batch(NamedTuple):
+    """Episodes of one task [N, T, ...], or of several [B, N, T, ...]."""
+
+    obs: Tensor  # [N, T, D]
+    action: Tensor  # [N, T, A]
+    log_prob: Tensor  # [N, T] of the policy that sampled
+    advantage: Tensor  # [N, T]
+    mask: Tensor  # [N, T] 1 on steps that were taken
+
+
+class TaskData(NamedTuple):
+    """What one task's meta-gradient is computed from, or with a leading [B] that of several."""
+
+    pre: Batch  # [K, N, T, ...] of the inner steps
+    post: Batch  # [N, T, ...] of the adapted policy
+    mean: Tensor  # [N, T, A] of the policy that collected `post`
+    log_std: Tensor  # [A]
+
+
+def output(params: Params, obs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [..., A] and log standard deviation [A] of the actions: a perceptron with tanh."""
+    *layers, log_std = params
+    x = obs
+    for kernel, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
+        x = torch.tanh(x @ kernel + bias)
+    return x @ layers[-2] + layers[-1], log_std.clamp(min=MIN_LOG_STD)
+
+
+def log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
+    """Log-density [...] of actions [..., A]."""
+    standardized = (action - mean) * torch.exp(-log_std)
+    return -(0.5 * standardized**2 + log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def surrogate(params: Params, batch: Batch) -> Tensor:
+    """Minus the mean of likelihood ratio times advantage, over all N T steps."""
+    ratio = torch.exp(batch.mask * (log_prob(*output(params, batch.obs), batch.action) - batch.log_prob))
+    return -(batch.mask * ratio * batch.advantage).sum() / batch.mask.numel()
+
+
+def clipped_surrogate(params: Params, batch: Batch, clip: float = 0.2) -> Tensor:
+    """PPO's: as `surrogate`, pessimistic."""
+    ratio = torch.exp(batch.mask * (log_prob(*output(params, batch.obs), batch.action) - batch.log_prob))
+    clipped = ratio.clamp(1 - clip, 1 + clip)
+    better = torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
+    return -(batch.mask * better).sum() / batch.mask.numel()
+
+
+Gradient = Callable[[Callable[[Params, Batch], Tensor], Params, Batch], Params]
+
+
+def gradient_by_tape(loss: Callable[[Params, Batch], Tensor], params: Params, batch: Batch) -> Params:
+    """Gradient that can be differentiated again, by the tape."""
+    return torch.autograd.grad(loss(params, batch), params, create_graph=True)
+
+
+def gradient_by_function(loss: Callable[[Params, Batch], Tensor], params: Params, batch: Batch) -> Params:
+    """Gradient by `torch.func`, which can be vmapped and compiled."""
+    return torch.func.grad(loss)(params, batch)
+
+
+def adapt(params: Params, pre: Batch, learning_rate: float, gradient: Gradient) -> Params:
+    """K inner steps on stored data [K, N, T, ...]."""
+    for step in range(pre.mask.shape[0]):
+        slope = gradient(surrogate, params, Batch(*(x[step] for x in pre)))
+        params = tuple(p - learning_rate * g for p, g in zip(params, slope, strict=True))
+    return params
+
+
+def divergence(params: Params, data: TaskData) -> Tensor:
+    """Mean KL(policy that collected || policy at `params`) over the steps after adaptation."""
+    mean, log_std = output(params, data.post.obs)
+    log_ratio = log_std - data.log_std
+    squared = ((data.mean - mean) * torch.exp(-log_std)) ** 2
+    kl = (log_ratio + 0.5 * (torch.exp(-2 * log_ratio) + squared - 1)).sum(-1)
+    return (data.post.mask * kl).sum() / data.post.mask.sum()
+
+
+def advantages(obs: Tensor, reward: Tensor, mask: Tensor, discount: float) -> Tensor:
+    """Normalised advantages [B, N, T] of episodes of B tasks, each with a linear baseline of its own."""
+    tasks, _, horizon = reward.shape
+    returns = torch.zeros_like(reward)
+    later = torch.zeros_like(reward[..., 0])
+    for t in range(horizon - 1, -1, -1):
+        later = mask[..., t] * (reward[..., t] + discount * later)
+        returns[..., t] = later
+    clipped = obs.clamp(-10, 10)
+    time = (torch.arange(horizon) / 100).expand_as(reward)[..., None]
+    features = torch.cat([clipped, clipped**2, time, time**2, time**3, torch.ones_like(time)], -1)
+    flat = features.reshape(tasks, -1, features.shape[-1])
+    weighted = flat * mask.reshape(tasks, -1, 1)
+    gram = weighted.mT @ flat
+    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    scale = torch.where(norm > 0, 1 / norm, 0)
+    gram = gram * scale[:, :, None] * scale[:, None] + REGULARIZATION * torch.eye(gram.shape[-1])
+    moment = (weighted.mT @ returns.reshape(tasks, -1, 1))[..., 0]
+    coefficients = scale * torch.linalg.solve(gram, scale * moment)
+    value = (flat @ coefficients[..., None]).reshape(reward.shape)
+    advantage = mask * (returns - value)
+    steps = mask.sum((1, 2), keepdim=True)
+    centred = mask * (advantage - advantage.sum((1, 2), keepdim=True) / steps)
+    deviation = ((centred**2).sum((1, 2), keepdim=True) / steps).sqrt()
+    return centred / (deviation + 1e-5)
