@@ -36,7 +36,11 @@ LAYERS = {
     "__main__": 10,
 }
 
-ONLY_IMPORTER = {"brax": "jmeta.envs.brax", "gymnasium": "jmeta.adapters.gymnasium"}
+ONLY_IMPORTER = {
+    "brax": "jmeta.envs.brax",
+    "gymnasium": "jmeta.adapters.gymnasium",
+    "gymnax": "jmeta.adapters.gymnax",
+}
 
 
 def imported_modules(source: str, module: str) -> set[str]:

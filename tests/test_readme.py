@@ -15,7 +15,7 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 @pytest.mark.slow
 def test_the_eight_lines_and_the_view_of_their_tasks_run_as_written():
-    code, view = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    code, view, _ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) == 8
     names: dict = {}
     exec(compile(code, str(README), "exec"), names)
