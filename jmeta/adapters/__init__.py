@@ -1,1 +1,1 @@
-"""Between jmeta and other environment interfaces; a module each, which needs the extra of its name."""
+"""Between jmeta and other libraries' environments: a module each, with an extra of its name."""
