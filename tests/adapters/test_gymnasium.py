@@ -224,6 +224,7 @@ def test_what_it_returns_is_in_the_spaces_and_the_users_own(name):
         assert env.single_action_space == gymnasium.spaces.Discrete(family.env.spec.action.num)
     obs, _ = env.reset(seed=0)
     assert obs in env.observation_space
+    obs += 1
     for obs, reward, terminated, truncated in steps(env, 2):
         assert obs in env.observation_space
         assert reward.shape == terminated.shape == truncated.shape == (3,)
