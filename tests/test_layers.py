@@ -1,4 +1,4 @@
-"""Imports only go down the layers, and only `envs/brax.py` imports brax."""
+"""Imports only go down the layers, and some packages have one module that imports them."""
 
 import ast
 import graphlib
@@ -22,6 +22,7 @@ LAYERS = {
     "dynamics": 2,
     "tasks": 3,
     "rollouts": 3,
+    "adapters": 4,
     "inner": 4,
     "algorithms": 5,
     "evaluation": 6,
@@ -33,6 +34,12 @@ LAYERS = {
     "reporting": 8,
     "cli": 9,
     "__main__": 10,
+}
+
+ONLY_IMPORTER = {
+    "brax": "jmeta.envs.brax",
+    "gymnasium": "jmeta.adapters.gymnasium",
+    "gymnax": "jmeta.adapters.gymnax",
 }
 
 
@@ -66,7 +73,7 @@ def violations(sources: dict[str, str]) -> list[str]:
             found.append(f"{module} is in no layer")
             continue
         for target in imported_modules(source, module):
-            if target.split(".")[0] == "brax" and module != "jmeta.envs.brax":
+            if module != ONLY_IMPORTER.get(target.split(".")[0], module):
                 found.append(f"{module} imports {target}")
             if target.split(".")[0] != "jmeta" or unit_of(target) == unit:
                 continue
@@ -98,6 +105,12 @@ def test_imports_of_the_library_only_go_down():
     assert violations(sources) == []
 
 
+def test_adapters_are_imported_by_nobody_so_that_jmeta_does_without_their_packages():
+    for module, source in library().items():
+        if unit_of(module) != "adapters":
+            assert "adapters" not in map(unit_of, imported_modules(source, module)), module
+
+
 def test_types_import_nothing_from_the_library():
     names = imported_modules(library()["jmeta.types"], "jmeta.types")
     assert not any(name.split(".")[0] == "jmeta" for name in names)
@@ -117,6 +130,7 @@ def test_types_import_nothing_from_the_library():
         ("jmeta.cli", "from jmeta.helpers import x"),
         ("jmeta.envs.wrappers", "import brax"),
         ("jmeta.tasks.ant", "from brax.envs import base"),
+        ("jmeta.evaluation", "import gymnasium"),
     ],
 )
 def test_violations_are_found(module, source):

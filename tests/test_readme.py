@@ -1,4 +1,4 @@
-"""The README's example runs as written."""
+"""The README's examples run as written."""
 
 import pathlib
 import re
@@ -14,8 +14,8 @@ README = pathlib.Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.slow
-def test_the_eight_lines_run_as_written():
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_the_eight_lines_and_the_view_of_their_tasks_run_as_written():
+    code, view, _ = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) == 8
     names: dict = {}
     exec(compile(code, str(README), "exec"), names)
@@ -26,6 +26,8 @@ def test_the_eight_lines_run_as_written():
     )
     assert np.isfinite(after).all()
     assert np.abs(after - before).max() > 1e-4
+    exec(compile(view, str(README), "exec"), names)
+    assert names["observations"] in names["env"].observation_space
 
 
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
