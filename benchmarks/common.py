@@ -142,7 +142,9 @@ def write_json(path: pathlib.Path | None, record: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, default=dataclasses.asdict)
         finite = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity
-        path.write_text(json.dumps(finite) + "\n")
+        whole = path.with_name(f".{path.name}.new")  # a table may be hours of work: never half a file
+        whole.write_text(json.dumps(finite) + "\n")
+        whole.replace(path)
 
 
 def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arguments: Any) -> Any:
