@@ -87,7 +87,7 @@ TRIALS: dict[str, dict[str, Any]] = {
             "discount": 0.97,
             "entropy_weight": 0.0,
         },
-        "policy": {"memory_span": 200},
+        "policy": {"memory_span": 200, "head_layers": [64]},
         "training": {"iterations": 800, "num_tasks": 128},
     },
     "bandit": {

@@ -22,7 +22,14 @@ class GRUParams(NamedTuple):
     candidate_bias: Array  # [H], within the reset gate
 
 
-def gru(spec: EnvSpec, *, size: int = 64, memory_span: int = 1, separate_critic: bool = False) -> Policy:
+def gru(
+    spec: EnvSpec,
+    *,
+    size: int = 64,
+    memory_span: int = 1,
+    head_layers: tuple[int, ...] = (),
+    separate_critic: bool = False,
+) -> Policy:
     """A gated recurrent unit with a policy and a critic head.
 
     The reset gate r scales the state h after its product, r (U h + b), as in cuDNN and PyTorch; the paper's
@@ -34,6 +41,8 @@ def gru(spec: EnvSpec, *, size: int = 64, memory_span: int = 1, separate_critic:
       memory_span: steps, for what must be known long after it was seen: at first the units keep what they
         hold for times from a step to so many, evenly on a logarithmic scale (after Tallec & Ollivier, 2018,
         arXiv 1804.11188, whose times are uniform). 1 leaves all gates half open.
+      head_layers: sizes of layers between the unit and the heads, which read the input too: what is done at
+        once need not pass through the memory.
       separate_critic: whether the critic has a recurrent unit of its own.
 
     Returns:
@@ -71,4 +80,4 @@ def gru(spec: EnvSpec, *, size: int = 64, memory_span: int = 1, separate_critic:
         return jax.lax.scan(lambda h, p: advance(params, h, p), hidden, projected)
 
     core = Core(init, lambda: jnp.zeros(size), step, unroll, size)
-    return sequence_policy(spec, core, separate_critic=separate_critic)
+    return sequence_policy(spec, core, separate_critic=separate_critic, head_layers=tuple(head_layers))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
+from jmeta.checks import at_least_one
 from jmeta.policies.layers import Dense, dense
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
@@ -34,32 +37,58 @@ class SequenceParams(NamedTuple):
     critic_core: Params | None  # where the critic has a core of its own
     critic: Dense
     log_std: Array | None  # [A], continuous actions only
+    layers: tuple[Dense, ...]  # between the core and the heads
+    critic_layers: tuple[Dense, ...]  # likewise, where the critic has a core of its own
 
 
-def sequence_policy(spec: EnvSpec, core: Core, *, separate_critic: bool) -> Policy:
+def sequence_policy(
+    spec: EnvSpec, core: Core, *, separate_critic: bool, head_layers: tuple[int, ...] = ()
+) -> Policy:
     """A policy and a critic on a sequence model, which reads (observation, last action, reward, done, first).
 
     Args:
       spec: the environment's.
       core: the sequence model.
       separate_critic: whether the critic has a core of its own, or a head on the policy's.
+      head_layers: sizes of layers between the core and the heads, which read the input too: what is done at
+        once need not pass through the memory.
 
     Returns:
       The policy; its carry is that of the core, or of both.
+
+    Raises:
+      ValueError: a size is not positive.
     """
+    for size in head_layers:
+        at_least_one(head_layers=size)
     continuous = isinstance(spec.action, Continuous)
     num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
     num_inputs = spec.obs_size + num_outputs + 3
+    num_features = head_layers[-1] if head_layers else core.size
+
+    def init_layers(key: Key) -> tuple[Dense, ...]:
+        sizes = itertools.pairwise((core.size + num_inputs, *head_layers))
+        keys = jax.random.split(jax.random.fold_in(key, 1), max(1, len(head_layers)))
+        return tuple(dense(key, *shape, math.sqrt(2)) for key, shape in zip(keys, sizes, strict=False))
 
     def init(key: Key) -> SequenceParams:
         key_core, key_policy, key_critic_core, key_critic = jax.random.split(key, 4)
         return SequenceParams(
             core=core.init(key_core, num_inputs),
-            policy=dense(key_policy, core.size, num_outputs, 0.01),
+            policy=dense(key_policy, num_features, num_outputs, 0.01),
             critic_core=core.init(key_critic_core, num_inputs) if separate_critic else None,
-            critic=dense(key_critic, core.size, 1),
+            critic=dense(key_critic, num_features, 1),
             log_std=jnp.full((num_outputs,), INIT_LOG_STD, float) if continuous else None,
+            layers=init_layers(key_policy),
+            critic_layers=init_layers(key_critic) if separate_critic else (),
         )
+
+    def features(layers: tuple[Dense, ...], y: Array, x: Array) -> Array:
+        if layers:
+            y = jnp.concatenate([y, x], axis=-1)
+        for layer in layers:
+            y = jnp.tanh(layer(y))
+        return y
 
     def initial_carry() -> PyTree:
         carry = core.initial_carry()
@@ -71,17 +100,18 @@ def sequence_policy(spec: EnvSpec, core: Core, *, separate_critic: bool) -> Poli
             scalars = jnp.stack([jnp.asarray(x, inputs.obs.dtype) for x in flags], axis=-1)
             x = jnp.concatenate([inputs.obs, inputs.prev_action, scalars], axis=-1)
             if separate_critic:
-                policy_carry, hidden = run(params.core, carry[0], x)
-                critic_carry, critic_hidden = run(params.critic_core, carry[1], x)
+                policy_carry, y = run(params.core, carry[0], x)
+                critic_carry, critic_y = run(params.critic_core, carry[1], x)
                 carry = (policy_carry, critic_carry)
+                seen, judged = features(params.layers, y, x), features(params.critic_layers, critic_y, x)
             else:
-                carry, hidden = run(params.core, carry, x)
-                critic_hidden = hidden
-            output: PyTree = params.policy(hidden)
+                carry, y = run(params.core, carry, x)
+                seen = judged = features(params.layers, y, x)
+            output: PyTree = params.policy(seen)
             if params.log_std is not None:
                 log_std = jnp.maximum(params.log_std, MIN_LOG_STD)
                 output = distributions.NormalParams(output, jnp.broadcast_to(log_std, output.shape))
-            return carry, PolicyOutput(output, params.critic(critic_hidden)[..., 0])
+            return carry, PolicyOutput(output, params.critic(judged)[..., 0])
 
         return apply
 

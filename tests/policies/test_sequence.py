@@ -238,6 +238,37 @@ def test_units_of_a_gru_forget_at_rates_that_are_spread_over_the_span():
     np.testing.assert_allclose(carry, [1 / 2, 10 / 11, 100 / 101], rtol=1e-5)
 
 
+def test_layers_before_the_heads_read_the_memory_and_the_input():
+    policy = policies.gru(SPECS["discrete"], size=8, head_layers=(6, 5), separate_critic=True)
+    params, given = randomised(policy), inputs(SPECS["discrete"])
+    _, output = policy.unroll(params, policy.initial_carry(), given)
+    x = jnp.concatenate(
+        [
+            given.obs,
+            given.prev_action,
+            *(x[:, None] for x in (given.prev_reward, given.prev_done, given.first)),
+        ],
+        axis=1,
+    )
+    found = []
+    for core, layers, head in (
+        (params.core, params.layers, params.policy),
+        (params.critic_core, params.critic_layers, params.critic),
+    ):
+        hidden, memories = jnp.zeros(8), []
+        for row in np.asarray(x):
+            hidden, _ = gru_step(core, hidden, row)
+            memories.append(hidden)
+        y = np.concatenate([memories, x], axis=1)
+        assert [layer.kernel.shape for layer in layers] == [(8 + 2 + 3 + 3, 6), (6, 5)]
+        for layer in layers:
+            y = np.tanh(affine(layer, y))
+        found.append(affine(head, y))
+    close(output, PolicyOutput(found[0], found[1][:, 0]))
+    one = jax.tree.map(lambda x: x[0], given)
+    close(policy.step(params, policy.initial_carry(), one)[1], jax.tree.map(lambda x: x[0], output))
+
+
 def test_convolutions_reach_back_as_far_as_their_dilations():
     """Exactly so far, where only some of the layers of some of the blocks speak, and attention does not."""
     steps = 20
@@ -294,6 +325,7 @@ def test_the_longest_trial_is_declared():
     [
         ("gru", {"size": 0}, "size must be at least 1, got 0"),
         ("gru", {"memory_span": 0}, "memory_span must be at least 1, got 0"),
+        ("gru", {"head_layers": (4, 0)}, "head_layers must be at least 1, got 0"),
         ("lstm", {"size": -1}, "size must be at least 1, got -1"),
         ("snail", {"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ("transformer", {"size": 6, "num_heads": 4}, "num_heads must divide size=6, got 4"),
