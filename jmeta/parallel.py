@@ -32,7 +32,10 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
     Without this the second call of a jitted update sees other shardings than the first, and compiles again.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)  # `device_put` takes no keys here
 
 
 def num_devices() -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import multihost_utils
 
 from jmeta import parallel
 from jmeta.runs.config import Training
@@ -44,7 +45,7 @@ def train(
     run: RunFolder | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> MetaState:
-    """Meta-trains, over all devices of the machine.
+    """Meta-trains, over all devices: of several processes (`runtime.connect`), those of all.
 
     With a `run` it logs and saves there and goes on from the newest checkpoint, if there is one; on a CPU
     the result is bit for bit that of a run that was never interrupted.
@@ -77,6 +78,7 @@ def train(
             run.save_checkpoint(0, state)
     state = parallel.replicate(state, mesh)
     done = int(state.meta.step)
+    multihost_utils.assert_equal(done, "the processes go on from different checkpoints")
     if done >= iterations:
         return state.meta
     with jax.set_mesh(mesh):

@@ -133,7 +133,7 @@ def test_default_run_folders_are_fresh(empty_folder):
 
 def configured(words):
     names, rest = words.split()[:2], words.split()[2:]
-    return cli._configure_run(*names, rest)
+    return cli._configure_run(*names, rest)[:2]
 
 
 def test_flags_reach_every_part_of_the_configuration():
@@ -361,9 +361,9 @@ def test_a_family_without_heldout_tasks_says_so(empty_folder, capsys):
 def test_the_task_count_is_fitted_to_the_cores_unless_given(monkeypatch):
     seen = []
     monkeypatch.setattr("jmeta.runtime.configure", lambda num_tasks: seen.append(num_tasks))
-    cli._start(20, given=False)
-    cli._start(20, given=True)
-    cli._start(64, given=False, minibatches=4)  # every device has a part of every minibatch
+    cli._start(20, every_core=False)
+    cli._start(20, every_core=True)
+    cli._start(64, every_core=False, minibatches=4)  # every device has a part of every minibatch
     assert seen == [20, None, 16]
 
 
