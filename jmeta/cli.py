@@ -141,6 +141,13 @@ class Processes:
     """This one, counted from 0, which alone prints and writes."""
     heartbeat_timeout: int = 100
     """Seconds without a sign of life after which a process is given up, and the run with it."""
+    launcher: Literal["ray"] | None = None
+    """Start --num-processes of them as workers of a Ray cluster, over the devices of all."""
+
+    @property
+    def addresses(self) -> tuple[str | None, int | None, int | None]:
+        """What `runtime.connect` takes."""
+        return self.coordinator, self.num_processes, self.process_id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,31 +163,44 @@ def train(argv: list[str]) -> None:
     resumed = "--resume" in argv
     with _user_errors():
         run, processes = _resumed_run(argv) if resumed else _new_run(argv)
-        _connect(processes)
-    _train(run, resumed, every_core=processes.distributed or value_of("--tasks", argv) is not None)
+        if not processes.launcher and not processes.distributed and processes.addresses != (None, None, None):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+    if processes.launcher is None:
+        every_core = processes.distributed or value_of("--tasks", argv) is not None
+        _train(run, resumed, processes, every_core)
+    else:
+        _launch(run, resumed, processes)
 
 
-def _connect(processes: Processes) -> None:
-    from jmeta import runtime
+def _launch(run: RunFolder, resumed: bool, processes: Processes) -> None:
+    from jmeta import launcher
 
-    own = (processes.coordinator, processes.num_processes, processes.process_id)
-    if processes.distributed:
-        runtime.connect(*own, heartbeat_timeout=processes.heartbeat_timeout)
-    elif own != (None, None, None):
-        raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+    def work(coordinator: str, process_id: int) -> None:
+        own = dataclasses.replace(processes, distributed=True, coordinator=coordinator, process_id=process_id)
+        _train(run, resumed, own, every_core=True)
+
+    with _user_errors():
+        if processes.num_processes is None or processes.coordinator or processes.process_id is not None:
+            raise ValueError(
+                "--launcher needs --num-processes, and gives --coordinator and --process-id itself"
+            )
+        run = dataclasses.replace(run, path=run.path.absolute())
+        launcher.launch(work, processes.num_processes)
 
 
-def _train(run: RunFolder, resumed: bool, every_core: bool) -> None:
+def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool) -> None:
     """What every process of a run does."""
     import jax
     from rich.console import Console
 
-    from jmeta import training
+    from jmeta import runtime, training
     from jmeta.reporting.progress import ProgressReporter
     from jmeta.runs.folder import RunFolder
 
     settings = run.config.training
     with _user_errors():
+        if processes.distributed:
+            runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
         family, algorithm = _build(run.config, every_core)
         if resumed:
             training.resume(run, algorithm, settings.checkpoint_every)  # fails now rather than under way

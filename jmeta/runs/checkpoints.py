@@ -2,8 +2,8 @@
 
 A checkpoint is the folder `<iteration>` under the root. It is written under a temporary name and renamed when
 whole, so a process killed at any moment leaves complete checkpoints and, at most, a temporary that is ignored
-and removed by the next `save`. Orbax writes the arrays; what is complete is decided here. Of several processes
-the first one writes, and each reads for itself.
+and removed by the next `save`. Orbax writes the arrays; what is complete is decided here. Of several
+processes the first one writes, and each reads for itself.
 """
 
 from __future__ import annotations
