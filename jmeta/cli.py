@@ -193,15 +193,13 @@ def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool
     import jax
     from rich.console import Console
 
-    from jmeta import runtime, training
+    from jmeta import training
     from jmeta.reporting.progress import ProgressReporter
     from jmeta.runs.folder import RunFolder
 
     settings = run.config.training
     with _user_errors():
-        if processes.distributed:
-            runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
-        family, algorithm = _build(run.config, every_core)
+        family, algorithm = _build(run.config, processes, every_core)
         if resumed:
             training.resume(run, algorithm, settings.checkpoint_every)  # fails now rather than under way
         else:
@@ -284,7 +282,7 @@ def _fresh_run_dir(config: RunConfig) -> pathlib.Path:
     return next(path for number in numbers if not (path := pathlib.Path("runs", name + number)).exists())
 
 
-def _build(config: RunConfig, every_core: bool) -> tuple[TaskFamily, MetaAlgorithm]:
+def _build(config: RunConfig, processes: Processes, every_core: bool) -> tuple[TaskFamily, MetaAlgorithm]:
     """Starts JAX and builds a configuration; raises ValueError for whatever could not run.
 
     As many cores are used as divide the tasks; all of them where the user chose the number of tasks, or where
@@ -292,18 +290,23 @@ def _build(config: RunConfig, every_core: bool) -> tuple[TaskFamily, MetaAlgorit
     """
     from jmeta.runs.config import build
 
-    _start(config.training.num_tasks, every_core, max(1, config.algorithm.get("minibatches", 1)))
+    minibatches = max(1, config.algorithm.get("minibatches", 1))
+    _start(config.training.num_tasks, every_core, minibatches, processes)
     family, _, algorithm = build(config)
     return family, algorithm
 
 
-def _start(num_tasks: int, every_core: bool, minibatches: int = 1) -> None:
+def _start(
+    num_tasks: int, every_core: bool, minibatches: int = 1, processes: Processes | None = None
+) -> None:
     import jax
 
     from jmeta import parallel, runtime
 
     shared = max(1, num_tasks // minibatches)  # every device has a part of every minibatch
     runtime.configure(num_tasks=None if every_core else shared)
+    if processes is not None and processes.distributed:
+        runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
     parallel.check_divisible(num_tasks, len(jax.devices()), minibatches)
 
 

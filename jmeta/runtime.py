@@ -9,6 +9,7 @@ import re
 
 import jax
 
+from jmeta import parallel
 from jmeta.checks import at_least_one
 
 _LOGGER = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def connect(
     *,
     heartbeat_timeout: int = 100,
 ) -> None:
-    """Joins the processes of a run, whose devices become one; call it before anything runs on a device.
+    """Joins the processes of a run, whose devices become one; call it after `configure`, before all else.
 
     Each process calls it, and waits here for the others. On a CPU they talk over Gloo, as JAX has it.
 
@@ -95,6 +96,8 @@ def connect(
         )
     except (ValueError, RuntimeError) as error:
         raise ConnectionError(f"the processes of the run do not meet: {error}") from error
+    # Gloo opens its connections at the first sum, within 30 s: now, and not when one has compiled for longer.
+    parallel.agree(0)
 
 
 def cache_folder() -> pathlib.Path:
