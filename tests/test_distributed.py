@@ -30,7 +30,8 @@ WORDS = [
     *("--tasks", "4", "--num-episodes", "3", "--outer-epochs", "1", "--optimizer", "sgd"),
     *("--family.horizon", "5", "--policy.hidden", "8"),
 ]
-HEARTBEAT = 20
+HEARTBEAT = 20  # seconds
+PATIENCE = 900  # seconds, of which a machine that does nothing else takes some ten
 
 
 def free_port():
@@ -48,10 +49,10 @@ class Started(NamedTuple):
     processes: list[subprocess.Popen]
     said: list[pathlib.Path]
 
-    def finish(self, seconds=300):
+    def finish(self):
         """What they said; all of them succeed."""
         for process in self.processes:
-            process.wait(timeout=seconds)
+            process.wait(timeout=PATIENCE)
         texts = [path.read_text() for path in self.said]
         assert [process.returncode for process in self.processes] == [0] * len(texts), "\n".join(texts)
         return texts
@@ -174,9 +175,9 @@ def test_the_others_end_with_one_that_is_killed_and_the_run_goes_on(together, tm
     for lost, signal_ in ((1, signal.SIGKILL), (0, signal.SIGTERM)):
         before = logged(path)
         with train_together(*words, "--run-dir", path) as group:
-            end = time.monotonic() + 300
+            end = time.monotonic() + PATIENCE
             while logged(path) <= before:
-                assert time.monotonic() < end, "not a line in five minutes"
+                assert time.monotonic() < end, "not a line"
                 assert group.processes[0].poll() is None, group.said[0].read_text()
                 time.sleep(0.001)
             group.processes[lost].send_signal(signal_)

@@ -59,6 +59,6 @@ def test_workers_of_a_local_cluster_are_one_run(tmp_path):
     words += " --outer-epochs 1 --family.horizon 5 --policy.hidden 4 --launcher ray --num-processes 2"
     command = [sys.executable, "-m", "jmeta", "train", *words.split(), "--run-dir", str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "RAY_USAGE_STATS_ENABLED": "0"}
-    subprocess.run(command, env=environment, check=True, timeout=600)
+    subprocess.run(command, env=environment, check=True, timeout=900)
     run = RunFolder.open(tmp_path / "run")
     assert (len(run.read_metrics()), run.latest_checkpoint()) == (2, 2)
