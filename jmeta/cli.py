@@ -126,9 +126,33 @@ def list_components(argv: list[str]) -> None:
 # -- jmeta train --------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Resume:
-    """The one flag of a run that goes on."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Flags of how a run is started, which its configuration does not hold."""
+
+    distributed: bool = False
+    """Train with other processes, each started with these words, over the devices of all."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0. It and the next two come from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, or from Slurm, if none is given."""
+    num_processes: int | None = None
+    """Processes of the run."""
+    process_id: int | None = None
+    """This one, counted from 0, which alone prints and writes."""
+    heartbeat_timeout: int = 100
+    """Seconds without a sign of life after which a process is given up, and the run with it."""
+    launcher: Literal["ray"] | None = None
+    """Start --num-processes of them as workers of a Ray cluster, over the devices of all."""
+
+    @property
+    def addresses(self) -> tuple[str | None, int | None, int | None]:
+        """What `runtime.connect` takes."""
+        return self.coordinator, self.num_processes, self.process_id
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resume(Processes):
+    """Flags of a run that goes on."""
 
     run_dir: str
     """Folder of the run, which goes on from its last checkpoint with its own settings."""
@@ -136,15 +160,51 @@ class Resume:
 
 def train(argv: list[str]) -> None:
     """Meta-trains in a new run folder, or goes on in an existing one."""
+    resumed = "--resume" in argv
+    with _user_errors():
+        run, processes = _resumed_run(argv) if resumed else _new_run(argv)
+        if not processes.launcher and not processes.distributed and processes.addresses != (None, None, None):
+            raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
+    if processes.launcher is None:
+        every_core = processes.distributed or value_of("--tasks", argv) is not None
+        _train(run, resumed, processes, every_core)
+    else:
+        _launch(run, resumed, processes)
+
+
+def _launch(run: RunFolder, resumed: bool, processes: Processes) -> None:
+    from jmeta import launcher
+
+    def work(coordinator: str, process_id: int) -> None:
+        own = dataclasses.replace(processes, distributed=True, coordinator=coordinator, process_id=process_id)
+        _train(run, resumed, own, every_core=True)
+
+    with _user_errors():
+        if processes.num_processes is None or processes.coordinator or processes.process_id is not None:
+            raise ValueError(
+                "--launcher needs --num-processes, and gives --coordinator and --process-id itself"
+            )
+        run = dataclasses.replace(run, path=run.path.absolute())
+        launcher.launch(work, processes.num_processes)
+
+
+def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool) -> None:
+    """What every process of a run does."""
+    import jax
     from rich.console import Console
 
     from jmeta import training
     from jmeta.reporting.progress import ProgressReporter
+    from jmeta.runs.folder import RunFolder
 
-    with _user_errors():
-        run, family, algorithm = _resumed_run(argv) if "--resume" in argv else _new_run(argv)
     settings = run.config.training
-    console = Console(stderr=True, highlight=False)
+    with _user_errors():
+        family, algorithm = _build(run.config, processes, every_core)
+        if resumed:
+            training.resume(run, algorithm, settings.checkpoint_every)  # fails now rather than under way
+        else:
+            RunFolder.create(run.path, run.config)
+    console = Console(stderr=True, highlight=False, quiet=jax.process_index() > 0)
     console.print(f"run folder: {run.path}", soft_wrap=True)
     try:
         with ProgressReporter(console, settings.iterations) as report:
@@ -154,8 +214,7 @@ def train(argv: list[str]) -> None:
     console.print(f"evaluate it with: jmeta evaluate {run.path}", soft_wrap=True)
 
 
-def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]:
-    from jmeta import training
+def _resumed_run(argv: list[str]) -> tuple[RunFolder, Processes]:
     from jmeta.runs.folder import RunFolder
 
     argv = [word for word in argv if word != "--resume"]
@@ -165,26 +224,24 @@ def _resumed_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]
     own = [run.config.algorithm["name"], run.config.family["name"]]
     if names not in ([], own):
         raise ValueError(f"run folder {flags.run_dir!r} is of {' '.join(own)}, not of {' '.join(names)}")
-    family, algorithm = _build(run.config)
-    training.resume(run, algorithm, run.config.training.checkpoint_every)  # fails now rather than under way
-    return run, family, algorithm
+    return run, flags
 
 
-def _new_run(argv: list[str]) -> tuple[RunFolder, TaskFamily, MetaAlgorithm]:
+def _new_run(argv: list[str]) -> tuple[RunFolder, Processes]:
+    """A run that is not on the disk yet."""
     from jmeta.runs.folder import RunFolder, check_free
 
     names = positionals(argv)
     if len(names) != 2:
         raise ValueError("give ALGORITHM and FAMILY first: jmeta train ALGORITHM FAMILY [flags]")
-    config, run_dir = _configure_run(names[0], names[1], argv[2:])
+    config, run_dir, processes = _configure_run(names[0], names[1], argv[2:])
     path = _fresh_run_dir(config) if run_dir is None else pathlib.Path(run_dir)
     check_free(path)
-    family, algorithm = _build(config, tasks_given=value_of("--tasks", argv) is not None)
-    return RunFolder.create(path, config), family, algorithm
+    return RunFolder(path, config), processes
 
 
-def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunConfig, str | None]:
-    """The configuration and run folder that the preset and the flags ask for."""
+def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunConfig, str | None, Processes]:
+    """The configuration, run folder and processes that the preset and the flags ask for."""
     from jmeta.presets import preset
     from jmeta.runs.config import factory, resolve
 
@@ -204,10 +261,10 @@ def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunCon
         nested_field("family", hyperparameter_fields("family", defaults.family, argv)),
     ]
     summary = first_line(factory("algorithm", algorithm))
-    flags = dataclasses.asdict(
-        parse(flags_class("train", fields), argv, f"jmeta train {algorithm} {family}", summary)
-    )
+    known = flags_class("train", fields, Processes)
+    flags = dataclasses.asdict(parse(known, argv, f"jmeta train {algorithm} {family}", summary))
     run_dir = flags.pop("run_dir")
+    processes = Processes(**{field.name: flags.pop(field.name) for field in dataclasses.fields(Processes)})
     names = {"tasks": "num_tasks"}
     run_flags = ("iterations", "tasks", "seed", "log_every", "checkpoint_every")
     config = resolve(
@@ -216,7 +273,7 @@ def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunCon
         family={"name": family, **flags.pop("family")},
         algorithm={"name": algorithm, **flags},
     )
-    return config, run_dir
+    return config, run_dir, processes
 
 
 def _fresh_run_dir(config: RunConfig) -> pathlib.Path:
@@ -225,25 +282,31 @@ def _fresh_run_dir(config: RunConfig) -> pathlib.Path:
     return next(path for number in numbers if not (path := pathlib.Path("runs", name + number)).exists())
 
 
-def _build(config: RunConfig, *, tasks_given: bool = False) -> tuple[TaskFamily, MetaAlgorithm]:
+def _build(config: RunConfig, processes: Processes, every_core: bool) -> tuple[TaskFamily, MetaAlgorithm]:
     """Starts JAX and builds a configuration; raises ValueError for whatever could not run.
 
-    As many cores are used as divide the tasks, unless the user chose their number: then all.
+    As many cores are used as divide the tasks; all of them where the user chose the number of tasks, or where
+    those of other processes count too.
     """
     from jmeta.runs.config import build
 
-    _start(config.training.num_tasks, tasks_given, max(1, config.algorithm.get("minibatches", 1)))
+    minibatches = max(1, config.algorithm.get("minibatches", 1))
+    _start(config.training.num_tasks, every_core, minibatches, processes)
     family, _, algorithm = build(config)
     return family, algorithm
 
 
-def _start(num_tasks: int, given: bool, minibatches: int = 1) -> None:
+def _start(
+    num_tasks: int, every_core: bool, minibatches: int = 1, processes: Processes | None = None
+) -> None:
     import jax
 
     from jmeta import parallel, runtime
 
     shared = max(1, num_tasks // minibatches)  # every device has a part of every minibatch
-    runtime.configure(num_tasks=None if given else shared)
+    runtime.configure(num_tasks=None if every_core else shared)
+    if processes is not None and processes.distributed:
+        runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
     parallel.check_divisible(num_tasks, len(jax.devices()), minibatches)
 
 

@@ -41,9 +41,9 @@ def field(name: str, annotation: Any, default: Any, text: str | None = None) -> 
     )
 
 
-def flags_class(name: str, fields: list[Field]) -> type:
-    """A dataclass of flags."""
-    return dataclasses.make_dataclass(name, fields, kw_only=True, frozen=True)
+def flags_class(name: str, fields: list[Field], base: type = object) -> type:
+    """A dataclass of flags, and of those of `base`."""
+    return dataclasses.make_dataclass(name, fields, bases=(base,), kw_only=True, frozen=True)
 
 
 def nested_field(name: str, fields: list[Field]) -> Field:

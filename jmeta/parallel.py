@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jmeta.checks import at_least_one
@@ -32,7 +33,20 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
     Without this the second call of a jitted update sees other shardings than the first, and compiles again.
     """
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    sharding = NamedSharding(mesh, PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    return jax.jit(lambda tree: tree, out_shardings=sharding)(tree)  # `device_put` takes no keys here
+
+
+def agree(number: int) -> None:
+    """Waits for the other processes; raises RuntimeError unless all have the same number."""
+    mesh = task_mesh()
+    own = np.full(mesh.local_mesh.size, number, np.int32)
+    numbers = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), own)
+    low, high = jax.jit(lambda x: (x.min(), x.max()))(numbers)
+    if low != high:
+        raise RuntimeError(f"the processes do not agree: one has {low}, another {high}")
 
 
 def num_devices() -> int:

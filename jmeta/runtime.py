@@ -1,12 +1,16 @@
-"""Start-up of JAX: devices, numerical precision and the compilation cache."""
+"""Start-up of JAX: processes, devices, numerical precision and the compilation cache."""
 
 from __future__ import annotations
 
 import logging
 import os
 import pathlib
+import re
 
 import jax
+
+from jmeta import parallel
+from jmeta.checks import at_least_one
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,10 +48,70 @@ def configure(*, num_tasks: int | None = None) -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def connect(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_timeout: int = 100,
+) -> None:
+    """Joins the processes of a run, whose devices become one; call it after `configure`, before all else.
+
+    Each process calls it, and waits here for the others. On a CPU they talk over Gloo, as JAX has it.
+
+    Args:
+      coordinator: "host:port" at which process 0 is reached. It and the next two are given all, or none; then
+        they are `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or where these are not
+        set, what Slurm or whatever else JAX knows has started.
+      num_processes: of the run.
+      process_id: of this one, 0 to `num_processes` - 1.
+      heartbeat_timeout: seconds without a sign of life after which a process is given up, and with it all.
+
+    Raises:
+      ValueError: an argument is missing or out of its range.
+      ConnectionError: nothing says which processes there are, or they do not meet.
+    """
+    if coordinator is None and num_processes is None and process_id is None:
+        coordinator = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        num_processes = _integer("JAX_NUM_PROCESSES")
+        process_id = _integer("JAX_PROCESS_ID")
+    given = (coordinator, num_processes, process_id)
+    if None in given and given != (None, None, None):
+        raise ValueError(f"give coordinator, num_processes and process_id, all or none, not {given}")
+    if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
+        raise ValueError(f"coordinator must be HOST:PORT, got {coordinator!r}")
+    if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"process_id must be 0 to {num_processes - 1}, below num_processes, got {process_id}"
+        )
+    at_least_one(heartbeat_timeout=heartbeat_timeout)
+    jax.config.update("jax_enable_preemption_service", False)  # it would keep a process alive on SIGTERM
+    try:
+        jax.distributed.initialize(
+            *given,
+            # Who is told everything takes all of its devices; Slurm's tasks take one GPU each.
+            cluster_detection_method=None if coordinator is None else "deactivate",
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,  # nor does the end wait longer for one that failed
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConnectionError(f"the processes of the run do not meet: {error}") from error
+    # Gloo opens its connections at the first sum, within 30 s: now, and not when one has compiled for longer.
+    parallel.agree(0)
+
+
 def cache_folder() -> pathlib.Path:
     """The folder of compiled programs: `jmeta/xla` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache") / "jmeta" / "xla"
+
+
+def _integer(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise ValueError(f"{variable} must be an integer, got {text!r}") from None
 
 
 def _num_cores() -> int:

@@ -44,7 +44,7 @@ def train(
     run: RunFolder | None = None,
     callback: Callable[[Progress], None] | None = None,
 ) -> MetaState:
-    """Meta-trains, over all devices of the machine.
+    """Meta-trains, over all devices: of several processes (`runtime.connect`), those of all.
 
     With a `run` it logs and saves there and goes on from the newest checkpoint, if there is one; on a CPU
     the result is bit for bit that of a run that was never interrupted.
@@ -77,6 +77,8 @@ def train(
             run.save_checkpoint(0, state)
     state = parallel.replicate(state, mesh)
     done = int(state.meta.step)
+    if jax.process_count() > 1:
+        parallel.agree(done)  # or they would not see the same checkpoints
     if done >= iterations:
         return state.meta
     with jax.set_mesh(mesh):

@@ -133,7 +133,7 @@ def test_default_run_folders_are_fresh(empty_folder):
 
 def configured(words):
     names, rest = words.split()[:2], words.split()[2:]
-    return cli._configure_run(*names, rest)
+    return cli._configure_run(*names, rest)[:2]
 
 
 def test_flags_reach_every_part_of_the_configuration():
@@ -247,6 +247,23 @@ def test_list_names_everything(capsys):
             "max_steps of the policy must be at least 100, got 50",
         ),
         ("train rl2 grid-goal --optimizer trpo", "optimizer of rl2 must do with gradients alone"),
+        ("train maml point-goal --coordinator host:1", "--process-id need --distributed"),
+        (
+            "train maml point-goal --distributed --coordinator host:1",
+            "all or none, not ('host:1', None, None)",
+        ),
+        (
+            "train maml point-goal --distributed --coordinator host --num-processes 2 --process-id 0",
+            "coordinator must be HOST:PORT, got 'host'",
+        ),
+        (
+            "train maml point-goal --distributed --coordinator host:1 --num-processes 2 --process-id 2",
+            "process_id must be 0 to 1, below num_processes, got 2",
+        ),
+        (
+            "train maml point-goal --distributed --heartbeat-timeout 0",
+            "heartbeat_timeout must be at least 1, got 0",
+        ),
         ("train --resume", "--run-dir"),
         ("train --resume --run-dir nowhere", "there is no run folder 'nowhere'"),
         ("train --resume --run-dir nowhere --seed 3", "unknown flag '--seed'"),
@@ -361,9 +378,9 @@ def test_a_family_without_heldout_tasks_says_so(empty_folder, capsys):
 def test_the_task_count_is_fitted_to_the_cores_unless_given(monkeypatch):
     seen = []
     monkeypatch.setattr("jmeta.runtime.configure", lambda num_tasks: seen.append(num_tasks))
-    cli._start(20, given=False)
-    cli._start(20, given=True)
-    cli._start(64, given=False, minibatches=4)  # every device has a part of every minibatch
+    cli._start(20, every_core=False)
+    cli._start(20, every_core=True)
+    cli._start(64, every_core=False, minibatches=4)  # every device has a part of every minibatch
     assert seen == [20, None, 16]
 
 
@@ -375,6 +392,15 @@ def test_a_mistake_in_a_process_of_its_own(empty_folder):
         out, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert (out, err) == ("", "jmeta: error: unknown flag '--itterations'; did you mean '--iterations'?\n")
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_a_process_that_nobody_started_says_so(empty_folder):
+    with jmeta("train", "maml", "point-goal", "--distributed") as process:
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith("jmeta: error: the processes of the run do not meet: ") and err.count("\n") == 1
+    assert "coordinator" in err and out == ""
     assert list(empty_folder.iterdir()) == []
 
 

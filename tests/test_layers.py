@@ -30,6 +30,7 @@ LAYERS = {
     "runs": 7,
     "__init__": 8,  # what `import jmeta` shows
     "flags": 8,
+    "launcher": 8,
     "presets": 8,
     "reporting": 8,
     "cli": 9,

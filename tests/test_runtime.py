@@ -55,6 +55,12 @@ def test_cache_folder_honours_xdg(monkeypatch, tmp_path):
     assert runtime.cache_folder() == tmp_path / "jmeta" / "xla"
 
 
+def test_a_variable_that_is_no_number_is_named(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be an integer, got 'two'"):
+        runtime.connect()
+
+
 @pytest.mark.parametrize(
     ("cores", "tasks", "devices"),
     [(2, 20, 2), (8, 20, 5), (16, 20, 10), (4, 7, 1), (64, 20, 20), (6, None, 6)],

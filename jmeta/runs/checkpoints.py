@@ -2,7 +2,8 @@
 
 A checkpoint is the folder `<iteration>` under the root. It is written under a temporary name and renamed when
 whole, so a process killed at any moment leaves complete checkpoints and, at most, a temporary that is ignored
-and removed by the next `save`. Orbax writes the arrays; what is complete is decided here.
+and removed by the next `save`. Orbax writes the arrays; what is complete is decided here. Of several
+processes the first one writes, and each reads for itself.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ def save(root: pathlib.Path, iteration: int, tree: PyTree) -> None:
     Args:
       root: the folder of the checkpoints.
       iteration: meta-iterations done.
-      tree: of arrays, typed keys and Python numbers.
+      tree: of arrays, typed keys and Python numbers; every process calls with its own.
     """
+    names, leaves, _ = _flatten(tree)  # a program of all processes, where keys lie on the devices of all
+    if jax.process_index() > 0:
+        return
     temporary, final = root / f"tmp-{iteration}", root / str(iteration)
     _remove(temporary)
-    names, leaves, _ = _flatten(tree)
     arrays = [np.asarray(leaf) for leaf in jax.device_get(leaves)]
     _orbax().save(temporary.absolute(), {str(i): array for i, array in enumerate(arrays)})
     (temporary / _MANIFEST).write_text(json.dumps(_manifest(names, arrays)), encoding="utf-8")
@@ -137,7 +140,10 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
 
 @functools.cache
 def _orbax() -> Any:
-    """Orbax's synchronous checkpointer, imported when first needed."""
+    """Orbax's synchronous checkpointer, which waits for no other process; imported when first needed."""
     import orbax.checkpoint as ocp
 
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+    process = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)

@@ -26,6 +26,7 @@ def describe() -> dict[str, Any]:
             "kind": devices[0].device_kind,
             "count": len(devices),
         },
+        "processes": jax.process_count(),
         "cpu_count": os.cpu_count(),
         "matmul_precision": jax.config.values["jax_default_matmul_precision"],
         "git_revision": git_revision(pathlib.Path(__file__).parents[1]),

@@ -7,7 +7,8 @@ timings.jsonl      wall-clock times of the same iterations
 checkpoints/       see `jmeta.runs.checkpoints`
 evaluation.json    the last evaluation
 
-Numbers that are not finite are null: JSON has no others.
+Numbers that are not finite are null: JSON has no others. Of several processes only the first one writes; the
+others see the same folder where a run goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import jax
 
 from jmeta.runs import checkpoints, environment
 from jmeta.runs.checkpoints import DamagedRunError
@@ -46,10 +49,11 @@ class RunFolder:
           FileExistsError: if there is anything at `path`; see `check_free`. Nothing is changed.
         """
         path = pathlib.Path(path)
-        check_free(path)
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "environment.json", environment.describe())
-        _write_atomically(path / "config.json", config.to_json())
+        if jax.process_index() == 0:
+            check_free(path)
+            path.mkdir(parents=True, exist_ok=True)
+            write_json(path / "environment.json", environment.describe())
+            _write_atomically(path / "config.json", config.to_json())
         return cls(path, config)
 
     @classmethod
@@ -112,8 +116,9 @@ class RunFolder:
         paths = [self.path / name for name in ("metrics.jsonl", "timings.jsonl")]
         paths = [path for path in paths if path.exists()]
         kept = [[record for record in _read(path) if record["iteration"] <= iteration] for path in paths]
-        for path, records in zip(paths, kept, strict=True):
-            _write_atomically(path, _lines(records))
+        if jax.process_index() == 0:
+            for path, records in zip(paths, kept, strict=True):
+                _write_atomically(path, _lines(records))
 
     def latest_checkpoint(self) -> int | None:
         """The iteration of the last complete checkpoint; None if there is none."""
@@ -168,6 +173,8 @@ def _strict(value: Any) -> Any:
 
 
 def _append(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
+    if jax.process_index() > 0:
+        return
     with path.open("a", encoding="utf-8") as file:
         file.write(_lines(records))
 

@@ -91,6 +91,12 @@ def test_a_seed_decides_everything(trained):
     assert (np.asarray(metrics["return_after"]) != trained.metrics["return_after"]).all()
 
 
+def test_state_and_metrics_are_whole_on_every_device(trained):
+    """So each of several processes can read them."""
+    returned = trained.chunks(trained.chunks.start(), 2)
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(returned))
+
+
 def test_one_device_equals_two(trained):
     alone = small.Chunks(trained.algorithm, devices=1)
     state, metrics = alone(alone.start(), 2)

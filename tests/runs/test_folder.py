@@ -60,6 +60,18 @@ def test_create_goes_on_where_a_killed_one_ended(tmp_path, config):
             RunFolder.create(other, config)
 
 
+def test_another_process_writes_nothing(tmp_path, config, run, monkeypatch):
+    run.append_metrics([{"iteration": 1}, {"iteration": 2}])
+    before = (run.path / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    assert RunFolder.create(run.path, config) == run  # the first one has made it
+    run.append_metrics([{"iteration": 3}])
+    run.truncate_metrics(1, latest=2)
+    run.save_checkpoint(2, {"a": 1.0})
+    assert (run.path / "metrics.jsonl").read_bytes() == before
+    assert run.latest_checkpoint() is None
+
+
 def test_open_needs_a_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run folder"):
         RunFolder.open(tmp_path / "missing")
