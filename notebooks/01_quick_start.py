@@ -20,7 +20,6 @@ SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs,
 ITERATIONS, TASKS = (2, 20) if SMALL else (60, 100)
 
 jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
-jax.set_mesh(jmeta.parallel.task_mesh())
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -63,10 +62,12 @@ plt.show()
 
 # %%
 _, _, scratch = build(preset("scratch", "point-goal"))
-results = {
-    name: jmeta.evaluate(algorithm, family, state.params, jax.random.key(1), num_tasks=TASKS, num_steps=5)
-    for name, algorithm in (("MAML", maml), ("from scratch", scratch))
-}
+results = {}
+with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
+    for name, algorithm in (("MAML", maml), ("from scratch", scratch)):
+        results[name] = jmeta.evaluate(
+            algorithm, family, state.params, jax.random.key(1), num_tasks=TASKS, num_steps=5
+        )
 
 # %%
 for name, result in results.items():
@@ -90,11 +91,14 @@ plt.show()
 
 
 # %%
+params = jax.device_get(state.params)
+
+
 @jax.jit
 def before_and_after(task, key):
     """Positions [episodes, steps, 2] of the episodes adapted on, and of five after one step."""
     key_adapt, key_act = jax.random.split(key)
-    adapted, info = maml.adapt(state.params, task, key_adapt, 1)
+    adapted, info = maml.adapt(params, task, key_adapt, 1)
     after = jmeta.rollouts.batch(family.env, policy, adapted, task, key_act, 5)
     return info.data.inputs.obs[0], after.inputs.obs
 

@@ -22,7 +22,6 @@ SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs,
 ITERATIONS, TASKS = (2, 20) if SMALL else (60, 100)
 
 jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
-jax.set_mesh(jmeta.parallel.task_mesh())
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -66,11 +65,13 @@ algorithms = {
 }
 
 # %%
-states, results = {}, {}
+params, results = {}, {}
 for name, algorithm in algorithms.items():
-    states[name] = jmeta.train(algorithm, family, iterations=ITERATIONS, num_tasks=20)
+    state = jmeta.train(algorithm, family, iterations=ITERATIONS, num_tasks=20)
+    params[name] = jax.device_get(state.params)
     key = jax.random.key(1)  # the same fresh tasks for both
-    results[name] = jmeta.evaluate(algorithm, family, states[name].params, key, num_tasks=TASKS, num_steps=3)
+    with jax.set_mesh(jmeta.parallel.task_mesh()):  # shared by all cores
+        results[name] = jmeta.evaluate(algorithm, family, params[name], key, num_tasks=TASKS, num_steps=3)
 
 # %%
 for name, result in results.items():
@@ -101,7 +102,7 @@ plt.show()
 def before_and_after(angle, key):
     """Positions [steps, 2] of an episode before adaptation and of one after a step."""
     key_adapt, key_act = jax.random.split(key)
-    adapted, info = algorithms["MAML"].adapt(states["MAML"].params, angle, key_adapt, 1)
+    adapted, info = algorithms["MAML"].adapt(params["MAML"], angle, key_adapt, 1)
     _, after = jmeta.rollouts.episode(family.env, policy, adapted, angle, key_act)
     return info.data.inputs.obs[0, 0], after.inputs.obs
 

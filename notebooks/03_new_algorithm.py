@@ -23,10 +23,9 @@ from jmeta.presets import preset
 from jmeta.runs.config import build
 
 SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs, not what it learns
-ITERATIONS, TASKS, SEEDS = (2, 20, 2) if SMALL else (40, 100, 3)
+ITERATIONS, TASKS, SEEDS = (2, 20, 1) if SMALL else (40, 100, 3)
 
 jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
-jax.set_mesh(jmeta.parallel.task_mesh())
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -100,7 +99,8 @@ for name, algorithm in algorithms.items():
         )
         histories.setdefault(name, []).append([progress.metrics["return_after"] for progress in history])
         key = jax.random.key(1000 + seed)
-        result = jmeta.evaluate(algorithm, family, state.params, key, num_tasks=TASKS)
+        with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
+            result = jmeta.evaluate(algorithm, family, state.params, key, num_tasks=TASKS)
         returns.setdefault(name, []).append(result.returns)
 
 # %%

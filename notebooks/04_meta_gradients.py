@@ -20,7 +20,7 @@ from benchmarks import meta_gradients
 from benchmarks.meta_gradients import LIMIT, STEP_SIZE, Method, oracle
 
 SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs, not what it finds
-EPISODES, BUDGET = ((4, 8), 256) if SMALL else ((10, 100, 1000), 100_000)
+EPISODES, BUDGET = ((8,), 256) if SMALL else ((10, 100, 1000), 100_000)
 INNER_STEPS = 2
 
 jmeta.runtime.configure()
@@ -74,7 +74,7 @@ with contextlib.redirect_stderr(sys.stdout):
 # The *bias* is the distance from circle to star; the *variance* is the size of the cloud.
 
 # %%
-middle = EPISODES[1]
+middle = EPISODES[len(EPISODES) // 2]
 figure, panels = plt.subplots(1, len(estimators), figsize=(13, 3.4), sharex=True, sharey=True)
 for index, (label, panel) in enumerate(zip(estimators, panels, strict=True)):
     cloud = samples[label, middle].reshape(-1, *exact.shape)[:, :, 0]

@@ -25,7 +25,6 @@ SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs,
 ITERATIONS, TASKS, TUNING_TASKS = (2, 64, 64) if SMALL else (600, 10_240, 1024)
 
 jmeta.runtime.configure(num_tasks=256)  # as many cores as share 256 tasks, a minibatch, evenly
-jax.set_mesh(jmeta.parallel.task_mesh())
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -47,11 +46,14 @@ rewards = {}  # name -> [tasks, pulls]
 known = bandits.strategies(num_pulls)
 for label, name in (("random", "random"), ("Thompson", "thompson"), ("UCB1", "ucb1"), ("Gittins", "gittins")):
     strategy, parameter = known[name], 0.0
-    if strategy.candidates:
-        tried = [bandits.rewards(strategy, family, value, *tuning).mean() for value in strategy.candidates]
-        parameter = strategy.candidates[np.argmax(tried)]
-        print(f"{label}: {strategy.meaning} {parameter:g}")
-    rewards[label] = np.asarray(bandits.rewards(strategy, family, parameter, tasks, keys))
+    with jax.set_mesh(jmeta.parallel.task_mesh()):  # bandits are shared by all cores
+        if strategy.candidates:
+            tried = [
+                bandits.rewards(strategy, family, value, *tuning).mean() for value in strategy.candidates
+            ]
+            parameter = strategy.candidates[np.argmax(tried)]
+            print(f"{label}: {strategy.meaning} {parameter:g}")
+        rewards[label] = np.asarray(bandits.rewards(strategy, family, parameter, tasks, keys))
 
 # %% [markdown]
 # ## Training RL²

@@ -28,7 +28,6 @@ ITERATIONS, TASKS, FRAMES = (1, 20, 2) if SMALL else (100, 100, 50)
 STEPS = 3  # of adaptation
 
 jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
-jax.set_mesh(jmeta.parallel.task_mesh())
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -43,7 +42,9 @@ history = []
 state = jmeta.train(maml, family, iterations=ITERATIONS, log_every=1, callback=history.append)
 
 # %%
-result = jmeta.evaluate(maml, family, state.params, jax.random.key(1), num_tasks=TASKS, num_steps=STEPS)
+params = jax.device_get(state.params)
+with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
+    result = jmeta.evaluate(maml, family, params, jax.random.key(1), num_tasks=TASKS, num_steps=STEPS)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
 for metric, label in (("return_before", "before adaptation"), ("return_after", "after one step")):
@@ -84,10 +85,10 @@ def play(agent, task, key):
 
 @jax.jit
 def adapt(task):
-    return maml.adapt(state.params, task, jax.random.key(2), STEPS)[0]
+    return maml.adapt(params, task, jax.random.key(2), STEPS)[0]
 
 
-meta_learned = jmeta.types.Adapted(state.params, policy.initial_carry())
+meta_learned = jmeta.types.Adapted(params, policy.initial_carry())
 episodes = {}
 for name, direction in DIRECTIONS.items():
     for stage, agent in (("before", meta_learned), ("after", adapt(direction))):
