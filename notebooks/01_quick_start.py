@@ -17,9 +17,9 @@ from jmeta.presets import preset
 from jmeta.runs.config import build
 
 SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs, not what it learns
-ITERATIONS, TASKS = (2, 20) if SMALL else (60, 100)
+ITERATIONS, TASKS, FRESH_TASKS = (2, 2, 2) if SMALL else (60, 20, 100)
 
-jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
+jmeta.runtime.configure(num_tasks=TASKS)  # as many cores as share the tasks evenly
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -35,20 +35,22 @@ for name, value in config.algorithm.items():
 # %% [markdown]
 # ## Meta-training
 #
-# A meta-iteration samples 20 tasks. On each it collects episodes, takes one inner step, collects episodes of
-# the adapted policy, and differentiates *their* objective through the inner step. That makes the return
+# A meta-iteration samples some tasks. On each it collects episodes, takes one inner step, collects episodes
+# of the adapted policy, and differentiates *their* objective through the inner step. That makes the return
 # **after** adaptation rise; the return before it need not.
 
 # %%
 history = []
-state = jmeta.train(maml, family, iterations=ITERATIONS, num_tasks=20, log_every=1, callback=history.append)
+state = jmeta.train(
+    maml, family, iterations=ITERATIONS, num_tasks=TASKS, log_every=1, callback=history.append
+)
 
 # %%
 iterations = [progress.iteration for progress in history]
 for metric, label in (("return_before", "before adaptation"), ("return_after", "after one step")):
     plt.plot(iterations, [progress.metrics[metric] for progress in history], label=label)
 plt.xlabel("meta-iteration")
-plt.ylabel("return (mean of 20 training tasks)")
+plt.ylabel("return (mean over training tasks)")
 plt.title("Meta-training of MAML on point-goal")
 plt.legend()
 plt.show()
@@ -66,7 +68,7 @@ results = {}
 with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
     for name, algorithm in (("MAML", maml), ("from scratch", scratch)):
         results[name] = jmeta.evaluate(
-            algorithm, family, state.params, jax.random.key(1), num_tasks=TASKS, num_steps=5
+            algorithm, family, state.params, jax.random.key(1), num_tasks=FRESH_TASKS, num_steps=5
         )
 
 # %%
@@ -76,7 +78,7 @@ for name, result in results.items():
 plt.axhline(results["MAML"].optimal_mean, color="0.4", linestyle="--", label="knows the goal")
 plt.xlabel("adaptation steps (10 episodes each)")
 plt.ylabel("return")
-plt.title(f"Return on {TASKS} fresh tasks, mean and 95 % interval")
+plt.title(f"Return on {FRESH_TASKS} fresh tasks, mean and 95 % interval")
 plt.legend()
 plt.show()
 

@@ -23,9 +23,9 @@ from jmeta.presets import preset
 from jmeta.runs.config import build
 
 SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs, not what it learns
-ITERATIONS, TASKS, SEEDS = (2, 20, 1) if SMALL else (40, 100, 3)
+ITERATIONS, TASKS, FRESH_TASKS, SEEDS = (2, 2, 2, 1) if SMALL else (40, 20, 100, 3)
 
-jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
+jmeta.runtime.configure(num_tasks=TASKS)  # as many cores as share the tasks evenly
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -95,12 +95,18 @@ for name, algorithm in algorithms.items():
     for seed in range(SEEDS):
         history = []
         state = jmeta.train(
-            algorithm, family, iterations=ITERATIONS, seed=seed, log_every=1, callback=history.append
+            algorithm,
+            family,
+            iterations=ITERATIONS,
+            num_tasks=TASKS,
+            seed=seed,
+            log_every=1,
+            callback=history.append,
         )
         histories.setdefault(name, []).append([progress.metrics["return_after"] for progress in history])
         key = jax.random.key(1000 + seed)
         with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
-            result = jmeta.evaluate(algorithm, family, state.params, key, num_tasks=TASKS)
+            result = jmeta.evaluate(algorithm, family, state.params, key, num_tasks=FRESH_TASKS)
         returns.setdefault(name, []).append(result.returns)
 
 # %%
@@ -112,7 +118,7 @@ for index, name in enumerate(algorithms):
     right.plot(mean, marker="o", color=f"C{index}", label=name)
 left.set(xlabel="meta-iteration", ylabel="return after adaptation", title="Training, a line a seed")
 right.set(xlabel="adaptation steps", ylabel="return", xticks=range(len(mean)))
-right.set_title(f"{SEEDS} seeds x {TASKS} fresh tasks, mean and 95 % interval")
+right.set_title(f"{SEEDS} seeds x {FRESH_TASKS} fresh tasks, mean and 95 % interval")
 right.legend()
 plt.show()
 

@@ -71,22 +71,22 @@ with contextlib.redirect_stderr(sys.stdout):
 #
 # In each state there are two actions, and only the difference of their logits matters: the meta-gradient is a
 # point in the plane. A small dot is one estimate, the circle their mean, the star the exact meta-gradient.
-# The *bias* is the distance from circle to star; the *variance* is the size of the cloud.
+# The *bias* is the distance from circle to star; the *variance* is the size of the cloud (E-MAML's goes
+# beyond the panel).
 
 # %%
-middle = EPISODES[len(EPISODES) // 2]
+fewest = EPISODES[0]
 figure, panels = plt.subplots(1, len(estimators), figsize=(13, 3.4), sharex=True, sharey=True)
 for index, (label, panel) in enumerate(zip(estimators, panels, strict=True)):
-    cloud = samples[label, middle].reshape(-1, *exact.shape)[:, :, 0]
+    cloud = samples[label, fewest].reshape(-1, *exact.shape)[:, :, 0]
     panel.plot(*cloud[:800].T, ".", color=f"C{index}", markersize=2, alpha=0.4)
     panel.plot(*cloud.mean(0), "o", color="white", markeredgecolor="black", markersize=8, label="mean")
     panel.plot(*exact[:, 0], "*", color="black", markersize=11, label="exact")
-    panel.set(title=label, xlabel="in state 1")
-panels[0].set_ylabel("in state 2")
+    panel.set(title=label, xlabel="component of state 1")
+panels[0].set_ylabel("component of state 2")
 panels[0].legend(loc="lower right")
-limits = [float(x) for x in exact[:, 0]]
-panels[0].set(xlim=(limits[0] - 0.3, limits[0] + 0.3), ylim=(limits[1] - 0.3, limits[1] + 0.3))
-figure.suptitle(f"Meta-gradient by the logit of the first action, N = {middle} episodes")
+panels[0].set(xlim=exact[0, 0] + [-0.15, 0.15], ylim=exact[1, 0] + [-0.15, 0.15])
+figure.suptitle(f"Estimates from N = {fewest} episodes: meta-gradient by the logit of the first action")
 plt.show()
 
 # %% [markdown]

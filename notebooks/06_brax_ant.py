@@ -24,10 +24,10 @@ from jmeta.presets import preset
 from jmeta.runs.config import build
 
 SMALL = os.environ.get("JMETA_NOTEBOOK_SIZE") == "small"  # to see that it runs, not what it learns
-ITERATIONS, TASKS, FRAMES = (1, 20, 2) if SMALL else (100, 100, 50)
+ITERATIONS, TASKS, FRESH_TASKS, FRAMES = (1, 2, 2, 2) if SMALL else (100, 20, 100, 50)
 STEPS = 3  # of adaptation
 
-jmeta.runtime.configure(num_tasks=20)  # as many cores as share 20 tasks evenly
+jmeta.runtime.configure(num_tasks=TASKS)  # as many cores as share the tasks evenly
 plt.style.use("jmeta.reporting.plain")
 
 # %% [markdown]
@@ -39,22 +39,24 @@ plt.style.use("jmeta.reporting.plain")
 # %%
 family, policy, maml = build(preset("maml", "ant-direction"))
 history = []
-state = jmeta.train(maml, family, iterations=ITERATIONS, log_every=1, callback=history.append)
+state = jmeta.train(
+    maml, family, iterations=ITERATIONS, num_tasks=TASKS, log_every=1, callback=history.append
+)
 
 # %%
 params = jax.device_get(state.params)
 with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
-    result = jmeta.evaluate(maml, family, params, jax.random.key(1), num_tasks=TASKS, num_steps=STEPS)
+    result = jmeta.evaluate(maml, family, params, jax.random.key(1), num_tasks=FRESH_TASKS, num_steps=STEPS)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8))
 for metric, label in (("return_before", "before adaptation"), ("return_after", "after one step")):
     left.plot([p.iteration for p in history], [p.metrics[metric] for p in history], label=label)
-left.set(xlabel="meta-iteration", ylabel="return (mean of 20 tasks)", title="Meta-training")
+left.set(xlabel="meta-iteration", ylabel="return (mean over training tasks)", title="Meta-training")
 left.legend()
 right.fill_between(result.steps, result.return_low, result.return_high, alpha=0.25)
 right.plot(result.steps, result.return_mean, "o-")
 right.set(xlabel="adaptation steps (10 episodes each)", ylabel="return", xticks=result.steps)
-right.set_title(f"{TASKS} fresh tasks: mean and 95 % interval")
+right.set_title(f"{FRESH_TASKS} fresh tasks: mean and 95 % interval")
 plt.show()
 
 # %% [markdown]
