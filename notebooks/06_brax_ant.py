@@ -106,7 +106,7 @@ for panel, name in zip(panels, DIRECTIONS, strict=True):
         for path in paths:
             panel.plot(*path.T, color=color, linewidth=1.2)
         panel.plot(*np.transpose([path[-1] for path in paths]), "o", color=color, label=f"{stage} adaptation")
-    panel.set(title=f"asked to walk {name}", xlabel="x (m)", aspect="equal", adjustable="datalim")
+    panel.set(title=f"asked to walk {name}", xlabel="x (m)", aspect="equal")
     panel.legend()
 panels[0].set_ylabel("y (m)")
 figure.suptitle(f"Paths of the torso in {family.env.spec.horizon} steps; a dot is where an episode ends")
