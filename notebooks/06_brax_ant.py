@@ -107,7 +107,8 @@ for panel, name in zip(panels, DIRECTIONS, strict=True):
             panel.plot(*path.T, color=color, linewidth=1.2)
         panel.plot(*np.transpose([path[-1] for path in paths]), "o", color=color, label=f"{stage} adaptation")
     panel.set(title=f"asked to walk {name}", xlabel="x (m)", aspect="equal")
-    panel.legend()
+    panel.axvline(0, color="0.4", linestyle="--", linewidth=1)
+    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 panels[0].set_ylabel("y (m)")
 figure.suptitle(f"Paths of the torso in {family.env.spec.horizon} steps; a dot is where an episode ends")
 plt.show()
@@ -154,6 +155,8 @@ for panel, ((name, stage), (rewards, masks, poses)) in zip(panels.flat, episodes
     panel.set(aspect="equal", xlim=(-3, 3), ylim=(-1.6, 1.6))
 for panel in panels[1]:
     panel.set_xlabel("x (m)")
+for panel in panels[:, 0]:
+    panel.set_ylabel("y (m)")
 
 
 def draw(frame):
