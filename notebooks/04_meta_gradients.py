@@ -116,7 +116,6 @@ figure.suptitle(f"Bias and variance of meta-gradients through {INNER_STEPS} inne
 plt.show()
 
 # %% [markdown]
-# Unbiased is not better by itself: the score term of E-MAML has a variance that does not fall with N, since
-# credit is given to every one of the N episodes' actions. DiCE pays little here; on long episodes its
-# products over all steps vary more. All of it, for 1 to 3 steps and more estimators: `python -m
-# benchmarks.meta_gradients`.
+# Unbiased is not better by itself. E-MAML gives credit to the actions of every one of the N episodes, so that
+# its variance does not fall with N as the others' do: it is paid for the bias. All of it, for one to three
+# steps and more estimators: `python -m benchmarks.meta_gradients`.

@@ -72,7 +72,7 @@ for index, (name, reward) in enumerate(rewards.items()):
     plt.axhline(reward.sum(1).mean(), color=f"C{index}", linestyle="--", label=name)
 plt.xlabel("meta-iteration")
 plt.ylabel(f"total reward of {num_pulls} pulls")
-plt.title("RL² learns to explore")
+plt.title("Training of RL²")
 plt.legend()
 plt.show()
 
@@ -102,10 +102,9 @@ figure.suptitle(f"{TASKS:,} fresh bandits of {family.env.spec.action.num} arms: 
 plt.show()
 
 # %% [markdown]
-# The intervals are over bandits, of one training run; other seeds differ by a little more. Over ten pulls no
-# strategy has much room: knowing the best arm from the start would earn what is printed below. Mind the
-# horizon: RL² was trained for exactly ten pulls and knows when to stop exploring, which Thompson sampling
-# does not.
+# The intervals are over bandits, of one training run; other seeds give other figures. Mind the horizon: RL²
+# was trained for exactly ten pulls, and can learn when exploring no longer pays. Thompson sampling and the
+# Gittins index do not know how many pulls are left. Nobody reaches what knowing the best arm would earn:
 
 # %%
 print(f"knows the best arm: {num_pulls * best.mean():.2f}")

@@ -33,8 +33,8 @@ plt.style.use("jmeta.reporting.plain")
 # %% [markdown]
 # ## Meta-training
 #
-# This takes minutes. It is little for an ant: some four million steps of physics, where papers take a hundred
-# times as many. Expect it to learn which way to go, not to learn to run.
+# This takes minutes, which is little for an ant: published runs take many times as many steps. Expect it to
+# learn which way to go, not to run.
 
 # %%
 family, policy, maml = build(preset("maml", "ant-direction"))
