@@ -6,7 +6,7 @@ DEMO := runs/demo
 # The lock holds the versions that were tested on Python 3.11; another Python resolves its own.
 LOCK := $(shell $(PYTHON) -c 'import sys; print("-c requirements-lock.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: demo test lint typecheck clean
+.PHONY: demo test notebooks lint typecheck clean
 
 demo: $(VENV)/installed
 	@if [ -e $(DEMO)/config.json ]; then \
@@ -21,6 +21,16 @@ demo: $(VENV)/installed
 # Two processes, since compilation uses one core; neighbours stay together, which share compiled programs.
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=90
+
+# Executes every notebook, from the root, into notebooks/executed; stops at a cell that fails.
+notebooks: $(VENV)/installed-notebooks
+	@for notebook in notebooks/*.py; do \
+	  executed=notebooks/executed/$$(basename $$notebook .py).ipynb; \
+	  echo $$executed; \
+	  $(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --execute --run-path . \
+	    --output $$executed $$notebook || exit 1; \
+	  $(BIN)/jupyter nbconvert --log-level ERROR --to html $$executed || exit 1; \
+	done
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check
@@ -41,4 +51,8 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml requirements-lock.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LOCK) --editable '.[dev]'
+	touch $@
+
+$(VENV)/installed-notebooks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(LOCK) --editable '.[notebooks]'
 	touch $@

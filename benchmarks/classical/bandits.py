@@ -126,8 +126,8 @@ def gittins_indices(num_pulls: int, discount: float, resolution: int = 400) -> n
 
 
 @functools.partial(jax.jit, static_argnames=("strategy", "family"))
-def total_reward(strategy: Strategy, family: TaskFamily, parameter: Array, tasks: Array, keys: Key) -> Array:
-    """Total reward [tasks] of a strategy on bandits, over the devices of the mesh that is set.
+def rewards(strategy: Strategy, family: TaskFamily, parameter: Array, tasks: Array, keys: Key) -> Array:
+    """Rewards [tasks, T] of a strategy's pulls on bandits, over the devices of the mesh that is set.
 
     Args:
       strategy: the strategy.
@@ -156,9 +156,14 @@ def total_reward(strategy: Strategy, family: TaskFamily, parameter: Array, tasks
         nothing = jnp.zeros(env.spec.action.num)
         start = (env.reset(key_reset, task)[0], nothing, nothing)
         numbers = jnp.arange(1, env.spec.horizon + 1)
-        return jax.lax.scan(pull, start, (numbers, jax.random.split(key_pulls, len(numbers))))[1].sum()
+        return jax.lax.scan(pull, start, (numbers, jax.random.split(key_pulls, len(numbers))))[1]
 
     return parallel.map_tasks(one, parameter, tasks, keys, block=parallel.tasks_per_block(1))
+
+
+def total_reward(strategy: Strategy, family: TaskFamily, parameter: Array, tasks: Array, keys: Key) -> Array:
+    """Total reward [tasks] of a strategy; arguments and errors are those of `rewards`."""
+    return rewards(strategy, family, parameter, tasks, keys).sum(1)
 
 
 def strategies(num_pulls: int) -> dict[str, Strategy]:
