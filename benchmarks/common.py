@@ -113,7 +113,7 @@ def pyplot() -> Any:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        fail("plots need matplotlib: pip install '.[benchmarks]'")
+        fail("plots need matplotlib: pip install '.[plots]'")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
