@@ -83,12 +83,12 @@ _MANY_TRIALS: dict[str, Any] = {
 TRIALS: dict[str, dict[str, Any]] = {
     "ant-direction": {
         "algorithm": {
-            "optimizer": {"decay_updates": 800 * 4 * 4},  # epochs, minibatches
+            "optimizer": {"decay_updates": 400 * 4 * 4},  # epochs, minibatches
             "discount": 0.97,
             "entropy_weight": 0.0,
         },
         "policy": {"memory_span": 200, "head_layers": [64]},
-        "training": {"iterations": 800, "num_tasks": 128},
+        "training": {"iterations": 400, "num_tasks": 128},
     },
     "bandit": {
         "algorithm": {"optimizer": {"learning_rate": 3e-3}, "discount": 1.0},
@@ -97,11 +97,12 @@ TRIALS: dict[str, dict[str, Any]] = {
     "grid-goal": _MANY_TRIALS,
     "random-mdp": {
         "algorithm": {
-            "optimizer": {"learning_rate": 5e-3, "decay_updates": 6000 * 4 * 4},  # epochs, minibatches
+            "optimizer": {"learning_rate": 5e-3, "decay_updates": 18_000 * 2 * 4},
+            "epochs": 2,
             "gae_lambda": 0.3,
-            "entropy_weight": 0.04,
+            "entropy_weight": 0.03,
         },
-        "training": {"iterations": 6000, "num_tasks": 512, "log_every": 100, "checkpoint_every": 1000},
+        "training": {"iterations": 18_000, "num_tasks": 512, "log_every": 100, "checkpoint_every": 1000},
     },
     "recommendation": _MANY_TRIALS,
 }
