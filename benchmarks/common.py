@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import platform
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -61,6 +62,16 @@ def start(*shared: tuple[int, int]) -> None:
 def cores() -> int:
     """The cores that this process may use, where the system tells."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> float:
+    """Most memory that this process has had, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def worker(module: str, case: Any) -> list[str]:
+    """The command that measures a case, a dataclass, in a process of its own: MODULE --worker CASE."""
+    return [sys.executable, "-m", module, "--worker", json.dumps(dataclasses.asdict(case))]
 
 
 def machine() -> dict[str, Any]:
@@ -138,13 +149,13 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path | None, record: Any) -> None:
     """Writes a record (dataclasses allowed) where the user asked for it."""
+    from jmeta.runs.folder import write_atomically
+
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, default=dataclasses.asdict)
         finite = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity
-        whole = path.with_name(f".{path.name}.new")  # a table may be hours of work: never half a file
-        whole.write_text(json.dumps(finite) + "\n")
-        whole.replace(path)
+        write_atomically(path, json.dumps(finite) + "\n")  # a table may be hours of work
 
 
 def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arguments: Any) -> Any:

@@ -15,7 +15,6 @@ import functools
 import json
 import pathlib
 import pickle
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,14 +29,15 @@ from benchmarks import common
 
 JMETA = "jmeta"
 TOLERANCE = 1e-4  # of a meta-gradient, relative
+FAMILIES = ("point-goal", "half-cheetah-direction", "ant-direction")  # known to both sides
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Command-line flags."""
 
-    families: tuple[str, ...] = ("point-goal", "half-cheetah-direction", "ant-direction")
-    """Task families of whole meta-iterations: these three are known to both sides."""
+    families: tuple[str, ...] = FAMILIES
+    """Task families of whole meta-iterations."""
     outer: str = "trpo"
     """Outer update of whole meta-iterations: trpo, or adam (epochs of PPO)."""
     tasks: int = 20
@@ -52,9 +52,6 @@ class Flags:
     """Timed repetitions of each side."""
     results: pathlib.Path | None = None
     """Folder for compare.json and compare.md."""
-
-
-FAMILIES = ("point-goal", "half-cheetah-direction", "ant-direction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +107,10 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
     parts = outer.assemble(family, policy, optimizer=optax.identity(), **arguments)
 
     def collect(params: Any, key: Any) -> Any:
-        tasks = jax.vmap(family.sample)(parallel.task_keys(key, case.tasks))
-        keys = parallel.task_keys(key, case.tasks)
+        tasks, keys = common.fresh_tasks(family, case.tasks, key)
         return parallel.map_tasks(
             functools.partial(outer.collect, parts), params, tasks, keys, block=parts.block
         )
-
-    def memory() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     jitted_collect = jax.jit(collect)
     if case.batch is None:
@@ -135,7 +128,7 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
             seconds = done - started
             return {"seconds": seconds, "sampling": sampling, "steps": float(metrics["env_steps"][0])}
 
-        return iteration, memory
+        return iteration, common.peak_memory
 
     through = outer.meta_loss(parts)
 
@@ -164,7 +157,7 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
         jax.block_until_ready(gradient(params, collected))
         return {"seconds": time.perf_counter() - started}
 
-    return once, memory
+    return once, common.peak_memory
 
 
 def pytorch_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[], float]]:
@@ -263,13 +256,7 @@ def race(cases: list[Case], repeats: int) -> list[Row]:
     processes = []
     firsts = []
     for case in cases:
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.compare",
-            "--side",
-            json.dumps(dataclasses.asdict(case)),
-        ]
+        command = common.worker("benchmarks.compare", case)
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         firsts.append(answer(process, case)["first"])  # one after the other: jmeta's side stores the batch
@@ -335,7 +322,7 @@ def table(rows: list[Row]) -> str:
 
 def main() -> None:
     """Runs the command."""
-    if sys.argv[1:2] == ["--side"]:
+    if sys.argv[1:2] == ["--worker"]:
         serve(Case(**json.loads(sys.argv[2])))
         return
     flags = common.parse(Flags, __doc__)

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -135,19 +134,12 @@ def measure(case: Case) -> dict[str, Any]:
             rates[name].append(side())
     result: dict[str, Any] = {name: statistics.median(values) for name, values in rates.items()}
     result |= {"compile_seconds": compile_seconds, "devices": len(jax.devices())}
-    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return result | {"peak_mebibytes": kibibytes / 1024, "rates": rates, "machine": common.machine()}
+    return result | {"peak_mebibytes": common.peak_memory(), "rates": rates, "machine": common.machine()}
 
 
 def in_own_process(case: Case) -> dict[str, Any]:
     """`measure(case)` in a fresh process, for its peak memory."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.throughput",
-        "--worker",
-        json.dumps(dataclasses.asdict(case)),
-    ]
+    command = common.worker("benchmarks.throughput", case)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
     if done.returncode:
         common.fail(done.stderr.strip().splitlines()[-1])

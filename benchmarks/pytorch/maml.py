@@ -6,10 +6,11 @@ and garage); `vmap`, `torch.func` over all tasks at once; `compile`, one task's 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import multiprocessing
 import os
-import resource
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -69,6 +70,7 @@ class Share:
         self.envs: environments.Envs | None = None
         self.seed = seed
         self.data: TaskData
+        self.each: list[TaskData]
         loss = pg.surrogate if setting.outer == "trpo" else pg.clipped_surrogate
         gradient = pg.gradient_by_tape if style == "eager" else pg.gradient_by_function
 
@@ -90,7 +92,7 @@ class Share:
             new = adapted(params, data)
             return loss(new, data.post), pg.divergence(new, data)
 
-        self._after, self._kl, self._loss_and_kl = after, kl, loss_and_kl
+        self._after, self._kl = after, kl
         functions: dict[str, Callable[..., Any]] = {
             "gradient": torch.func.grad(after),
             "curvature": curvature,
@@ -140,7 +142,7 @@ class Share:
             params = tuple(p - rate * g for p, g in zip(params, slope, strict=True))
         post, after, mean = self._sample(params)
         stacked = Batch(*(torch.stack(x, 1) for x in zip(*pre, strict=True)))
-        self.data = TaskData(stacked, post, mean, params[-1].clamp(min=pg.MIN_LOG_STD))
+        self._keep(TaskData(stacked, post, mean, params[-1].clamp(min=pg.MIN_LOG_STD)))
         episodes = self.setting.episodes
         return before / episodes, after.item() / episodes, taken + post.mask.sum().item()
 
@@ -148,40 +150,43 @@ class Share:
         """Takes data [B, ...] as nested tuples of arrays in place of collecting it."""
         pre, post, mean, log_std = data
         tensors = [Batch(*(torch.tensor(x) for x in part)) for part in (pre, post)]
-        self.data = TaskData(*tensors, torch.tensor(mean), torch.tensor(log_std))
+        self._keep(TaskData(*tensors, torch.tensor(mean), torch.tensor(log_std)))
 
-    def _each(self) -> list[TaskData]:
-        pre, post, *rest = self.data
-        return [
+    def _keep(self, data: TaskData) -> None:
+        """Takes data [B, ...]: all of it, and apart for each task."""
+        pre, post, *rest = self.data = data
+        self.each = [
             TaskData(
                 Batch(*(x[task] for x in pre)), Batch(*(x[task] for x in post)), *(x[task] for x in rest)
             )
             for task in range(self.tasks)
         ]
 
+    def _sum_like_params(self, name: str, *arguments: Any) -> Tensor:
+        """Sum over the tasks of a function that gives something like the parameters."""
+        function = self.functions[name]
+        if self.style == "vmap":
+            return flatten(tuple(x.sum(0) for x in function(*arguments, self.data)))
+        return sum(flatten(function(*arguments, task)) for task in self.each)
+
     def gradient(self, flat: Tensor) -> Tensor:
         """Sum over the tasks of the meta-gradient."""
         params = unflatten(flat, self.shapes)
-        if self.style == "vmap":
-            return flatten(tuple(g.sum(0) for g in self.functions["gradient"](params, self.data)))
-        if self.style == "compile":
-            return sum(flatten(self.functions["gradient"](params, task)) for task in self._each())
+        if self.style != "eager":
+            return self._sum_like_params("gradient", params)
         params = tuple(p.detach().requires_grad_() for p in params)
-        for task in self._each():  # one task's graph at a time
+        for task in self.each:  # one task's graph at a time
             self._after(params, task).backward()
         return flatten(tuple(p.grad for p in params))
 
     def curvature(self, flat: Tensor, vector: Tensor) -> Tensor:
         """Sum over the tasks of the divergence's Hessian times a vector."""
         params, direction = unflatten(flat, self.shapes), unflatten(vector, self.shapes)
-        if self.style == "vmap":
-            products = self.functions["curvature"](params, direction, self.data)
-            return flatten(tuple(p.sum(0) for p in products))
-        if self.style == "compile":
-            return sum(flatten(self.functions["curvature"](params, direction, x)) for x in self._each())
+        if self.style != "eager":
+            return self._sum_like_params("curvature", params, direction)
         params = tuple(p.detach().requires_grad_() for p in params)
         total = torch.zeros_like(flat)
-        for task in self._each():
+        for task in self.each:
             slope = torch.autograd.grad(self._kl(params, task), params, create_graph=True)
             total += flatten(torch.autograd.grad(flatten(slope) @ vector, params))
         return total
@@ -193,22 +198,23 @@ class Share:
             return torch.stack([x.sum() for x in self.functions["loss_and_kl"](params, self.data)]).detach()
         if self.style == "eager":
             params = tuple(p.detach().requires_grad_() for p in params)
-        each = [torch.stack(self.functions["loss_and_kl"](params, task)).detach() for task in self._each()]
+        each = [torch.stack(self.functions["loss_and_kl"](params, task)).detach() for task in self.each]
         return torch.stack(each).sum(0)
 
     def memory(self) -> float:
         """Peak of this process, MiB."""
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return common.peak_memory()
 
 
 def _serve(pipe: Connection, arguments: tuple[Any, ...]) -> None:
-    """A worker process: answers calls on its share."""
+    """A worker process: answers calls on its share until the learner is gone."""
     share = Share(*arguments)
-    while (call := pipe.recv()) is not None:
-        name, *values = call
-        arguments = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
-        result = getattr(share, name)(*arguments)
-        pipe.send(result.numpy() if isinstance(result, Tensor) else result)
+    with contextlib.suppress(EOFError):
+        while True:
+            name, *values = pipe.recv()
+            vectors = (torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
+            result = getattr(share, name)(*vectors)
+            pipe.send(result.numpy() if isinstance(result, Tensor) else result)
 
 
 class Learner:
@@ -224,15 +230,14 @@ class Learner:
             return
         context = multiprocessing.get_context("spawn")
         os.environ["OMP_NUM_THREADS"] = "1"
-        self.pipes, self.workers = [], []
-        each, left = divmod(setting.tasks, processes)
-        for index in range(processes):
+        self.pipes = []
+        bounds = np.linspace(0, setting.tasks, processes + 1).astype(int)
+        self.parts = [slice(*pair) for pair in itertools.pairwise(bounds)]  # of the tasks, a share each
+        for index, part in enumerate(self.parts):
             here, there = context.Pipe()
-            arguments = (setting, style, shapes, each + (index < left), seed + index, 1)
-            worker = context.Process(target=_serve, args=(there, arguments), daemon=True)
-            worker.start()
+            arguments = (setting, style, shapes, int(part.stop - part.start), seed + index, 1)
+            context.Process(target=_serve, args=(there, arguments), daemon=True).start()
             self.pipes.append(here)
-            self.workers.append(worker)
 
     def call(self, name: str, *vectors: Tensor) -> list[Any]:
         """The results of all shares."""
@@ -246,18 +251,14 @@ class Learner:
     def load(self, data: Any) -> None:
         """Gives every share its part of stored data [B, ...], nested tuples of arrays."""
 
-        def part(x: Any, start: int, stop: int) -> Any:
-            return x[start:stop] if isinstance(x, np.ndarray) else tuple(part(y, start, stop) for y in x)
+        def of(part: slice, x: Any) -> Any:
+            return x[part] if isinstance(x, np.ndarray) else tuple(of(part, y) for y in x)
 
         if self.processes == 1:
             self.share.load(data)
             return
-        each, left = divmod(self.setting.tasks, self.processes)
-        start = 0
-        for index, pipe in enumerate(self.pipes):
-            stop = start + each + (index < left)
-            pipe.send(("load", part(data, start, stop)))
-            start = stop
+        for part, pipe in zip(self.parts, self.pipes, strict=True):
+            pipe.send(("load", of(part, data)))
         for pipe in self.pipes:
             pipe.recv()
 
@@ -316,13 +317,4 @@ class Learner:
 
     def memory(self) -> float:
         """Peak of all processes, MiB."""
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        return own + (sum(self.call("memory")) if self.processes > 1 else 0.0)
-
-    def close(self) -> None:
-        """Ends the workers."""
-        if self.processes > 1:
-            for pipe in self.pipes:
-                pipe.send(None)
-            for worker in self.workers:
-                worker.join()
+        return common.peak_memory() + (sum(self.call("memory")) if self.processes > 1 else 0.0)

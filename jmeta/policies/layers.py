@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -24,6 +27,23 @@ class Dense(NamedTuple):
 def dense(key: Key, inputs: int, outputs: int, gain: float = 1.0) -> Dense:
     """An affine layer with an orthogonal kernel times `gain`, and no bias yet."""
     return Dense(gain * orthogonal(key, (inputs, outputs)), jnp.zeros(outputs, float))
+
+
+def init_layers(key: Key, sizes: tuple[int, ...], *, last_gain: float) -> tuple[Dense, ...]:
+    """The layers of a perceptron: orthogonal kernels of gain sqrt(2), the last one's `last_gain`."""
+    gains = [math.sqrt(2)] * (len(sizes) - 2) + [last_gain]
+    keys = jax.random.split(key, len(gains))
+    return tuple(
+        dense(key_layer, *shape, gain)
+        for key_layer, gain, shape in zip(keys, gains, itertools.pairwise(sizes), strict=True)
+    )
+
+
+def apply_layers(layers: tuple[Dense, ...], x: Array, activation: Callable[[Array], Array]) -> Array:
+    """A perceptron on x [..., inputs]; no activation follows its last layer."""
+    for layer in layers[:-1]:
+        x = activation(layer(x))
+    return layers[-1](x)
 
 
 def orthogonal(key: Key, shape: tuple[int, int]) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from jmeta import distributions
 from jmeta.policies import normalized
-from jmeta.policies.layers import Dense, dense
+from jmeta.policies.layers import apply_layers, init_layers
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -79,12 +78,12 @@ def mlp(
     def init(key: Key) -> Params:
         key_policy, key_critic = jax.random.split(key)
         params: dict[str, PyTree] = {
-            "policy": _init_layers(key_policy, (num_inputs, *hidden, num_outputs), last_gain=0.01)
+            "policy": init_layers(key_policy, (num_inputs, *hidden, num_outputs), last_gain=0.01)
         }
         if continuous:
             params["log_std"] = jnp.full((num_outputs,), init_log_std, dtype=float)
         if critic:
-            params["critic"] = _init_layers(key_critic, (num_inputs, *hidden, 1), last_gain=1.0)
+            params["critic"] = init_layers(key_critic, (num_inputs, *hidden, 1), last_gain=1.0)
         if context_size:
             params["context"] = jnp.zeros(context_size, float)
         return params
@@ -96,12 +95,12 @@ def mlp(
             context = jnp.broadcast_to(params["context"], (*obs.shape[:-1], context_size))
             obs = jnp.concatenate([inputs.obs, context], axis=-1)
             seen = jnp.concatenate([inputs.obs, jax.lax.stop_gradient(context)], axis=-1)
-        output: PyTree = _apply_layers(params["policy"], obs, nonlinearity)
+        output: PyTree = apply_layers(params["policy"], obs, nonlinearity)
         if continuous:
             log_std = jnp.maximum(params["log_std"], min_log_std)
             output = distributions.NormalParams(output, jnp.broadcast_to(log_std, output.shape))
         if critic:
-            value = _apply_layers(params["critic"], seen, nonlinearity)[..., 0]
+            value = apply_layers(params["critic"], seen, nonlinearity)[..., 0]
         else:
             value = jnp.zeros(obs.shape[:-1], obs.dtype)
         return carry, PolicyOutput(output, value)
@@ -125,18 +124,3 @@ def mlp(
         parts={"head": head} | ({"context": context} if context_size else {}),
     )
     return normalized.normalize_observations(policy, spec) if normalize_observations else policy
-
-
-def _init_layers(key: Key, sizes: tuple[int, ...], *, last_gain: float) -> tuple[Dense, ...]:
-    gains = [math.sqrt(2)] * (len(sizes) - 2) + [last_gain]
-    keys = jax.random.split(key, len(gains))
-    return tuple(
-        dense(key_layer, *shape, gain)
-        for key_layer, gain, shape in zip(keys, gains, itertools.pairwise(sizes), strict=True)
-    )
-
-
-def _apply_layers(layers: tuple[Dense, ...], x: Array, activation: Callable[[Array], Array]) -> Array:
-    for layer in layers[:-1]:
-        x = activation(layer(x))
-    return layers[-1](x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 
 from jmeta import distributions
 from jmeta.checks import at_least_one
-from jmeta.policies.layers import Dense, dense
+from jmeta.policies.layers import Dense, apply_layers, dense, init_layers
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
 INIT_LOG_STD, MIN_LOG_STD = -0.5, -3.0  # of continuous actions
@@ -66,10 +65,11 @@ def sequence_policy(
     num_inputs = spec.obs_size + num_outputs + 3
     num_features = head_layers[-1] if head_layers else core.size
 
-    def init_layers(key: Key) -> tuple[Dense, ...]:
-        sizes = itertools.pairwise((core.size + num_inputs, *head_layers))
-        keys = jax.random.split(jax.random.fold_in(key, 1), max(1, len(head_layers)))
-        return tuple(dense(key, *shape, math.sqrt(2)) for key, shape in zip(keys, sizes, strict=False))
+    def init_head_layers(key: Key) -> tuple[Dense, ...]:
+        if not head_layers:
+            return ()
+        sizes = (core.size + num_inputs, *head_layers)
+        return init_layers(jax.random.fold_in(key, 1), sizes, last_gain=math.sqrt(2))
 
     def init(key: Key) -> SequenceParams:
         key_core, key_policy, key_critic_core, key_critic = jax.random.split(key, 4)
@@ -79,16 +79,14 @@ def sequence_policy(
             critic_core=core.init(key_critic_core, num_inputs) if separate_critic else None,
             critic=dense(key_critic, num_features, 1),
             log_std=jnp.full((num_outputs,), INIT_LOG_STD, float) if continuous else None,
-            layers=init_layers(key_policy),
-            critic_layers=init_layers(key_critic) if separate_critic else (),
+            layers=init_head_layers(key_policy),
+            critic_layers=init_head_layers(key_critic) if separate_critic else (),
         )
 
     def features(layers: tuple[Dense, ...], y: Array, x: Array) -> Array:
-        if layers:
-            y = jnp.concatenate([y, x], axis=-1)
-        for layer in layers:
-            y = jnp.tanh(layer(y))
-        return y
+        if not layers:
+            return y
+        return jnp.tanh(apply_layers(layers, jnp.concatenate([y, x], axis=-1), jnp.tanh))
 
     def initial_carry() -> PyTree:
         carry = core.initial_carry()

@@ -53,7 +53,7 @@ class RunFolder:
             check_free(path)
             path.mkdir(parents=True, exist_ok=True)
             write_json(path / "environment.json", environment.describe())
-            _write_atomically(path / "config.json", config.to_json())
+            write_atomically(path / "config.json", config.to_json())
         return cls(path, config)
 
     @classmethod
@@ -118,7 +118,7 @@ class RunFolder:
         kept = [[record for record in _read(path) if record["iteration"] <= iteration] for path in paths]
         if jax.process_index() == 0:
             for path, records in zip(paths, kept, strict=True):
-                _write_atomically(path, _lines(records))
+                write_atomically(path, _lines(records))
 
     def latest_checkpoint(self) -> int | None:
         """The iteration of the last complete checkpoint; None if there is none."""
@@ -150,10 +150,11 @@ def check_free(path: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a JSON file that is either whole or not there."""
-    _write_atomically(path, json.dumps(_strict(value), indent=2) + "\n")
+    write_atomically(path, json.dumps(_strict(value), indent=2) + "\n")
 
 
-def _write_atomically(path: pathlib.Path, text: str) -> None:
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file that is either whole or, as far as it was there, the former one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
