@@ -1,0 +1,371 @@
+"""How a meta-iteration grows: with tasks, inner steps, devices, and seeds trained side by side.
+
+MAML's, of the family's preset. One quantity is varied at a time, and every size is measured in a process of
+its own: seconds (median after a warm-up), what the compiled program allocates beside its arguments and
+results, and the process's peak memory. The law `fixed + growing x` is fitted by least squares of relative
+errors; x is the number of tasks, inner steps or seeds, and 1 / devices as far as each has a core.
+
+At the end the law of the tasks is taken to a pod of accelerators, on paper: `pod` states the assumptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks import common
+
+SWEEPS = ("tasks", "inner_steps", "devices", "seeds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Command-line flags."""
+
+    family: str = "point-goal"
+    """Task family."""
+    tasks: tuple[int, ...] = (1, 4, 16, 64, 256, 1024, 4096)
+    """Tasks of an iteration."""
+    inner_steps: tuple[int, ...] = (1, 2, 4, 8)
+    """Inner steps."""
+    devices: tuple[int, ...] = (1, 2, 4)
+    """Host devices, one a core as far as there are cores."""
+    seeds: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Meta-trainings side by side in one program."""
+    base_tasks: int = 64
+    """Tasks where something else is varied."""
+    episodes: int = 4
+    """Episodes before each inner step and after the last."""
+    repeats: int = 3
+    """Timed repetitions."""
+    results: pathlib.Path | None = None
+    """Folder for scaling.json, scaling.md and scaling.png."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One measurement, made in a process of its own."""
+
+    sweep: str
+    family: str
+    tasks: int
+    inner_steps: int
+    devices: int
+    seeds: int
+    episodes: int
+    repeats: int
+
+    @property
+    def size(self) -> int:
+        """What is varied."""
+        size: int = getattr(self, self.sweep)
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was measured of a case."""
+
+    case: Case
+    seconds: float  # median
+    spread: tuple[float, float]  # the fastest and the slowest
+    env_steps: float  # of all seeds, in an iteration
+    temporary: float  # MiB a device
+    peak: float  # MiB of the process
+    compile_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """`fixed + growing x`, and how far a measurement is from it at most, relative."""
+
+    fixed: float
+    growing: float
+    error: float
+
+
+def measure(case: Case) -> Row:
+    """Compiles a meta-iteration, asks for its memory, and times it."""
+    import jax
+    import numpy as np
+
+    from jmeta import parallel, runtime
+    from jmeta.presets import preset
+    from jmeta.runs.config import build
+
+    jax.config.update("jax_num_cpu_devices", case.devices)
+    runtime.configure()
+    jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
+    config = preset("maml", case.family)
+    sizes = {"num_episodes": case.episodes, "num_inner_steps": case.inner_steps}
+    family, _, algorithm = build(dataclasses.replace(config, algorithm={**config.algorithm, **sizes}))
+
+    def iteration(state: Any, key: Any) -> Any:
+        key_tasks, key_update = jax.random.split(key)
+        tasks = jax.vmap(family.sample)(parallel.task_keys(key_tasks, case.tasks))
+        return algorithm.update(state, tasks, key_update)
+
+    keys = jax.random.split(jax.random.key(0), case.seeds)
+    init = algorithm.init
+    if case.seeds == 1:
+        keys = keys[0]
+    else:
+        init, iteration = jax.vmap(init), jax.vmap(iteration)
+    mesh = parallel.task_mesh()
+    with jax.set_mesh(mesh):
+        state = parallel.replicate(jax.jit(init)(keys), mesh)
+        started = time.perf_counter()
+        compiled = jax.jit(iteration).lower(state, keys).compile()
+        compile_seconds = time.perf_counter() - started
+        memory = compiled.memory_analysis()
+        assert memory is not None, "this backend does not report the memory of a program"
+        metrics = jax.block_until_ready(compiled(state, keys))[1]  # warm-up
+        seconds = []
+        for _ in range(case.repeats):
+            started = time.perf_counter()
+            jax.block_until_ready(compiled(state, keys))
+            seconds.append(time.perf_counter() - started)
+    return Row(
+        case,
+        statistics.median(seconds),
+        (min(seconds), max(seconds)),
+        float(np.sum(metrics["env_steps"])),
+        memory.temp_size_in_bytes / 2**20,
+        common.peak_memory(),
+        compile_seconds,
+    )
+
+
+def in_own_process(case: Case) -> Row:
+    """`measure(case)` in a fresh process."""
+    done = subprocess.run(
+        common.worker("benchmarks.scaling", case), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        common.fail(done.stderr.strip().splitlines()[-1])
+    return Row(**{**json.loads(done.stdout.splitlines()[-1]), "case": case})
+
+
+def cases(flags: Flags) -> list[Case]:
+    """All sizes; that which all sweeps start from is measured in each."""
+    base = Case("", flags.family, flags.base_tasks, 1, 1, 1, flags.episodes, flags.repeats)
+    return [
+        dataclasses.replace(base, **{"sweep": sweep, sweep: size})
+        for sweep in SWEEPS
+        for size in getattr(flags, sweep)
+    ]
+
+
+def fit(x: list[float], y: list[float]) -> Law:
+    """The line through positive measurements y(x) whose relative errors are least, in squares."""
+    import numpy as np
+
+    columns = np.stack([np.ones(len(x)), x], axis=1) / np.array(y)[:, None]
+    (fixed, growing), *_ = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)
+    errors = np.abs(columns @ [fixed, growing] - 1.0)
+    return Law(float(fixed), float(growing), float(errors.max()))
+
+
+def laws(rows: list[Row], cores: int) -> dict[str, dict[str, Law]]:
+    """By sweep, the laws of seconds and of a device's memory, where two sizes or more were measured."""
+    found = {}
+    for sweep in SWEEPS:
+        of_sweep = [row for row in rows if row.case.sweep == sweep]
+        if sweep == "devices":
+            of_sweep = [row for row in of_sweep if row.case.devices <= cores]
+        if len(of_sweep) < 2:
+            continue
+        x = [1.0 / row.case.size if sweep == "devices" else float(row.case.size) for row in of_sweep]
+        found[sweep] = {
+            "seconds": fit(x, [row.seconds for row in of_sweep]),
+            "MiB": fit(x, [row.temporary for row in of_sweep]),
+        }
+    return found
+
+
+# -- on paper -------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Pod:
+    """What is assumed of accelerators that share the tasks; all of it is on paper, nothing measured."""
+
+    speed: float = 100.0  # of a chip, in cores of this machine, once it has enough tasks
+    latency: float = 20e-6  # seconds that a chip needs for a step of the environments, however few
+    link: float = 50e9  # bytes a second from a chip to its neighbour (TPU v5e, as published)
+    hop: float = 1e-6  # seconds from a chip to its neighbour
+    chips: tuple[int, ...] = (1, 16, 256)  # a square torus
+    tasks: tuple[int, ...] = (4_096, 65_536, 1_048_576)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an iteration has to do."""
+
+    per_task: float  # seconds of a core here
+    depth: int  # steps of an environment that follow one another
+    updates: int  # of the meta-parameters: one sum of gradients over all chips each
+    bytes: int  # of a gradient
+
+
+def on_paper(pod: Pod, work: Work, chips: int, tasks: int) -> dict[str, float]:
+    """Seconds of an iteration on a pod, by cause."""
+    # A ring in each dimension: all but one part of the gradient goes out twice; 4 (side - 1) hops.
+    sums = 2 * work.bytes * (1 - 1 / chips) / pod.link + 4 * (chips**0.5 - 1) * pod.hop
+    return {
+        "tasks": tasks / chips * work.per_task / pod.speed,
+        "latency": work.depth * pod.latency,
+        "communication": work.updates * sums,
+    }
+
+
+def work_of(flags: Flags, law: Law) -> Work:
+    """An iteration with one inner step: its depth and sizes from the preset, its cost from the tasks' law."""
+    import jax
+
+    from jmeta.presets import preset
+    from jmeta.runs.config import build
+
+    config = preset("maml", flags.family)
+    family, policy, _ = build(config)
+    shapes = jax.eval_shape(policy.init, jax.random.key(0))
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+    return Work(law.growing, 2 * family.env.spec.horizon, config.algorithm["outer_epochs"], size)
+
+
+# -- tables and the plot --------------------------------------------------------------------------------
+
+
+def row_table(rows: list[Row]) -> str:
+    """All measurements."""
+    header = ["varied", "size", "seconds", "fastest", "slowest", "steps/s", "temporary MiB", "peak MiB"]
+    cells = [
+        [
+            row.case.sweep.replace("_", " "),
+            str(row.case.size),
+            *(f"{x:.3g}" for x in (row.seconds, *row.spread)),
+            f"{row.env_steps / row.seconds:,.0f}",
+            f"{row.temporary:.3g}",
+            f"{row.peak:,.0f}",
+            f"{row.compile_seconds:.1f}",
+        ]
+        for row in rows
+    ]
+    return common.markdown([*header, "compile s"], cells)
+
+
+def law_table(found: dict[str, dict[str, Law]]) -> str:
+    """All laws."""
+    header = ["varied", "x", "quantity", "fixed", "growing with x", "largest error"]
+    cells = []
+    for sweep, quantities in found.items():
+        for quantity, law in quantities.items():
+            x = "1 / devices" if sweep == "devices" else sweep.replace("_", " ")
+            line = [sweep.replace("_", " "), x, quantity, f"{law.fixed:.3g}", f"{law.growing:.3g}"]
+            cells.append([*line, f"{100 * law.error:.0f} %"])
+    return common.markdown(header, cells)
+
+
+def pod_table(pod: Pod, work: Work) -> str:
+    """Seconds on paper, and what they are spent on."""
+    header = ["chips", "tasks", "seconds", "tasks' own", "latency", "communication", "adaptations/s"]
+    cells = []
+    for chips in pod.chips:
+        for tasks in pod.tasks:
+            parts = on_paper(pod, work, chips, tasks)
+            seconds = sum(parts.values())
+            shares = [f"{100 * part / seconds:.1f} %" for part in parts.values()]
+            cells.append([str(chips), f"{tasks:,}", f"{seconds:.3g}", *shares, f"{tasks / seconds:,.0f}"])
+    return common.markdown(header, cells)
+
+
+def pod_line(pod: Pod, work: Work) -> str:
+    """The assumptions in words."""
+    return (
+        f"On paper: a chip that has enough to do is as fast as {pod.speed:g} cores of this machine "
+        f"({1000 * work.per_task:.3g} ms of a core a task), and needs {1e6 * pod.latency:g} microseconds for "
+        f"a step of the environments however few they are ({work.depth} steps follow one another). After "
+        f"each of {work.updates} passes the gradients ({work.bytes / 1024:.0f} KiB) are summed over a square "
+        f"torus, {pod.link / 1e9:g} GB/s and {1e6 * pod.hop:g} microsecond a hop; nothing else is sent."
+    )
+
+
+def draw(rows: list[Row], found: dict[str, dict[str, Law]], path: pathlib.Path) -> None:
+    """Seconds above, a device's memory below; a column for each quantity, measured and fitted."""
+    import numpy as np
+
+    plt = common.pyplot()
+    sweeps = [sweep for sweep in SWEEPS if sweep in found]
+    figure, axes = plt.subplots(
+        2, len(sweeps), figsize=(3.2 * len(sweeps), 5.6), squeeze=False, layout="constrained"
+    )
+    for sweep, column in zip(sweeps, axes.T, strict=True):
+        of_sweep = [row for row in rows if row.case.sweep == sweep]
+        sizes = [row.case.size for row in of_sweep]
+        x = np.geomspace(min(sizes), max(sizes), 100)
+        for quantity, values, axis in zip(
+            ("seconds", "MiB"),
+            ([row.seconds for row in of_sweep], [row.temporary for row in of_sweep]),
+            column,
+            strict=True,
+        ):
+            law = found[sweep][quantity]
+            line = law.fixed + law.growing * (1 / x if sweep == "devices" else x)
+            axis.plot(x, line, color="0.6", label="law")
+            axis.plot(sizes, values, "o", label="measured")
+            axis.set(xscale="log", yscale="log", ylabel=quantity)
+            axis.set_xticks(sizes, [str(size) for size in sizes])
+            axis.minorticks_off()
+        column[1].set_xlabel(sweep.replace("_", " "))
+    axes[0, 0].legend(frameon=False)
+    common.save_figure(figure, path)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Runs the command."""
+    if sys.argv[1:2] == ["--worker"]:
+        print(json.dumps(dataclasses.asdict(measure(Case(**json.loads(sys.argv[2]))))))
+        return
+    flags = common.parse(Flags, __doc__)
+    at_least_one = {"base_tasks": flags.base_tasks, "episodes": flags.episodes, "repeats": flags.repeats}
+    for sweep in SWEEPS:
+        if not getattr(flags, sweep):
+            common.fail(f"{sweep} must be at least one number, got none")
+        at_least_one[sweep] = min(getattr(flags, sweep))
+    common.at_least(1, **at_least_one)
+    for devices in flags.devices:
+        if flags.base_tasks % devices:
+            common.fail(f"devices must divide the {flags.base_tasks} tasks, got {devices}")
+    if flags.results is not None:
+        common.pyplot()
+    rows = []
+    for case in cases(flags):
+        rows.append(in_own_process(case))
+        print(f"{case.sweep} {case.size}: {rows[-1].seconds:.3g} s", file=sys.stderr, flush=True)
+    found = laws(rows, common.cores())
+    title = (
+        f"A meta-iteration of {flags.family}, {flags.episodes} episodes; {flags.base_tasks} tasks, one inner "
+    )
+    title += f"step, one device, one seed unless varied; {common.machine_line()}; median of {flags.repeats}"
+    lines = [title, row_table(rows), law_table(found)]
+    if "tasks" in found:
+        pod, work = Pod(), work_of(flags, found["tasks"]["seconds"])
+        lines += [pod_line(pod, work), pod_table(pod, work)]
+    print("\n\n".join(lines))
+    if flags.results is not None:
+        common.write_json(
+            flags.results / "scaling.json", {"machine": common.machine(), "rows": rows, "laws": found}
+        )
+        (flags.results / "scaling.md").write_text("\n\n".join(lines) + "\n")
+        draw(rows, found, flags.results / "scaling.png")
+
+
+if __name__ == "__main__":
+    main()
