@@ -5,7 +5,7 @@ On the stored batch, which jmeta collected on point-goal, all sides must find th
 relative difference is in the table. The sides of PyTorch are in `benchmarks/pytorch`: a tape and a loop over
 the tasks (eager), `torch.func.vmap` over all tasks, one task's derivatives compiled; in one process with a
 thread a core, or in one process a core with one thread each. Physics is Brax's on jmeta's side and MuJoCo's
-on the other, where there is any.
+on the other, where there is any. RL² learns with a GRU; PyTorch's side has all trials in one batch, eager.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from benchmarks import common
 JMETA = "jmeta"
 TOLERANCE = 1e-4  # of a meta-gradient, relative
 FAMILIES = ("point-goal", "half-cheetah-direction", "ant-direction")  # known to both sides
+PROBLEMS = ("bandit", "random-mdp")  # likewise
+RL2 = "rl2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Flags:
     """Inner steps on it."""
     sides: tuple[str, ...] = ("eager", "vmap", "compile", "eager x cores", "vmap x cores", "compile x cores")
     """Sides of PyTorch."""
+    problems: tuple[str, ...] = PROBLEMS
+    """Task families of whole iterations of RL², at its presets."""
     repeats: int = 5
     """Timed repetitions of each side."""
     results: pathlib.Path | None = None
@@ -60,7 +64,7 @@ class Case:
 
     side: str
     family: str
-    outer: str
+    outer: str  # trpo, adam, or rl2
     tasks: int
     inner_steps: int
     batch: str | None  # file of the stored batch; None times whole meta-iterations
@@ -70,9 +74,11 @@ class Case:
 
 
 def config_of(case: Case) -> Any:
-    """MAML's preset with the case's sizes."""
+    """RL²'s preset, or MAML's with the case's sizes."""
     from jmeta.presets import preset
 
+    if case.outer == RL2:
+        return preset("rl2", case.family)
     config = preset("maml", case.family)
     arguments = {**config.algorithm, "num_episodes": 20, "num_inner_steps": case.inner_steps}
     if case.outer == "trpo":
@@ -92,27 +98,33 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
     import jax.numpy as jnp
     import optax
 
-    from jmeta import parallel, runtime, training
+    from jmeta import parallel, rollouts, runtime, training
     from jmeta.algorithms.gradient import outer
     from jmeta.runs.config import build
+    from jmeta.types import Adapted
 
-    runtime.configure(num_tasks=case.tasks)
-    jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
     config = config_of(case)
+    runtime.configure(num_tasks=case.tasks // config.algorithm.get("minibatches", 1))
+    jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
     family, policy, algorithm = build(config)
     mesh = parallel.task_mesh()
     jax.set_mesh(mesh)
-    apart = ("name", "optimizer", "inner_optimizer")  # the inner one is SGD on both sides
-    arguments = {name: value for name, value in config.algorithm.items() if name not in apart}
-    parts = outer.assemble(family, policy, optimizer=optax.identity(), **arguments)
+    if case.outer == RL2:
+        block = parallel.tasks_per_block(1)
 
+        def play(params: Any, task: Any, key: Any) -> Any:
+            empty = Adapted(params, policy.initial_carry())
+            return rollouts.trial(family.env, policy, empty, task, key, family.env.spec.trial_episodes)[1]
+    else:
+        apart = ("name", "optimizer", "inner_optimizer")  # the inner one is SGD on both sides
+        arguments = {name: value for name, value in config.algorithm.items() if name not in apart}
+        parts = outer.assemble(family, policy, optimizer=optax.identity(), **arguments)
+        block, play = parts.block, functools.partial(outer.collect, parts)
+
+    @jax.jit
     def collect(params: Any, key: Any) -> Any:
-        tasks, keys = common.fresh_tasks(family, case.tasks, key)
-        return parallel.map_tasks(
-            functools.partial(outer.collect, parts), params, tasks, keys, block=parts.block
-        )
+        return parallel.map_tasks(play, params, *common.fresh_tasks(family, case.tasks, key), block=block)
 
-    jitted_collect = jax.jit(collect)
     if case.batch is None:
         chunk = training.compile_chunk(algorithm, family, num_tasks=case.tasks, length=1)
         state = parallel.replicate(training.initial_state(algorithm, seed=0), mesh)
@@ -123,7 +135,7 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
             started = time.perf_counter()
             state, metrics = jax.block_until_ready(chunk(state, jnp.int32(1)))
             done = time.perf_counter()
-            jax.block_until_ready(jitted_collect(params, jax.random.key(1)))
+            jax.block_until_ready(collect(params, jax.random.key(1)))
             sampling = time.perf_counter() - done
             seconds = done - started
             return {"seconds": seconds, "sampling": sampling, "steps": float(metrics["env_steps"][0])}
@@ -138,7 +150,7 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
         return parallel.mean_over_tasks(one, params, collected, block=parts.block)[1]
 
     params = algorithm.init(jax.random.key(0)).params
-    collected = jax.block_until_ready(jitted_collect(params, jax.random.key(1)))
+    collected = jax.block_until_ready(collect(params, jax.random.key(1)))
     found = gradient(params, collected)
 
     def store(batch: Any) -> tuple[np.ndarray, ...]:
@@ -162,10 +174,37 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
 
 def pytorch_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[], float]]:
     """As `jmeta_side`; on a stored batch with the gradient's relative difference from jmeta's."""
-    from benchmarks.pytorch import maml
+    if case.batch is None:
+        learner = rl2_learner(case) if case.outer == RL2 else maml_learner(case)
 
+        def iteration() -> dict[str, float]:
+            found = learner.iteration()
+            seconds = found["sampling"] + found["update"]
+            return {"seconds": seconds, "sampling": found["sampling"], "steps": found["env_steps"]}
+
+        return iteration, learner.memory
+
+    params, data, expected = pickle.loads(pathlib.Path(case.batch).read_bytes())
+    learner = maml_learner(case, params)
+    learner.load(data)
+
+    def once() -> dict[str, float]:
+        started = time.perf_counter()
+        vector = learner.mean("gradient", learner.flat).numpy()
+        seconds = time.perf_counter() - started
+        return {"seconds": seconds, "difference": relative(vector, expected)}
+
+    return once, learner.memory
+
+
+def maml_learner(case: Case, params: list[np.ndarray] | None = None) -> Any:
+    """MAML on the side's style and processes, from given parameters or initial ones."""
+    from benchmarks.pytorch import envs, maml
+
+    if params is None:
+        sizes = envs.make(case.family, 1, 1, 0)
+        params = initial(sizes.obs_size, sizes.action_size)
     style, *several = case.side.split(" x ")
-    processes = common.cores() if several else 1
     algorithm = config_of(case).algorithm
     setting = maml.Setting(
         case.family,
@@ -178,30 +217,31 @@ def pytorch_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[
         learning_rate=algorithm["optimizer"].get("learning_rate", 0.0),
         max_kl=algorithm["optimizer"].get("max_kl", 0.01),
     )
-    if case.batch is None:
-        from benchmarks.pytorch.envs import make
+    return maml.Learner(setting, style, params, processes=common.cores() if several else 1)
 
-        sizes = make(case.family, 1, 1, 0)
-        learner = maml.Learner(setting, style, initial(sizes.obs_size, sizes.action_size), processes)
 
-        def iteration() -> dict[str, float]:
-            found = learner.iteration()
-            seconds = found["sampling"] + found["update"]
-            return {"seconds": seconds, "sampling": found["sampling"], "steps": found["env_steps"]}
+def rl2_learner(case: Case) -> Any:
+    """RL² with the preset's numbers."""
+    from benchmarks.pytorch import rl2
+    from jmeta.runs.config import build
 
-        return iteration, learner.memory
-
-    params, data, expected = pickle.loads(pathlib.Path(case.batch).read_bytes())
-    learner = maml.Learner(setting, style, params, processes)
-    learner.load(data)
-
-    def once() -> dict[str, float]:
-        started = time.perf_counter()
-        vector = learner.mean("gradient", learner.flat).numpy()
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "difference": relative(vector, expected)}
-
-    return once, learner.memory
+    config = config_of(case)
+    family, _, _ = build(config)
+    spec, algorithm, optimizer = family.env.spec, config.algorithm, config.algorithm["optimizer"]
+    same = ("epochs", "minibatches", "clip", "entropy_weight", "value_weight", "discount", "gae_lambda")
+    setting = rl2.Setting(
+        case.family,
+        case.tasks,
+        episodes=spec.trial_episodes,
+        horizon=spec.horizon,
+        num_actions=spec.action.num,
+        num_states=spec.obs_size,
+        size=config.policy["size"],
+        learning_rate=optimizer["learning_rate"],
+        max_grad_norm=optimizer["max_grad_norm"],
+        **{name: algorithm[name] for name in same},
+    )
+    return rl2.Learner(setting)
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -326,9 +366,10 @@ def main() -> None:
         serve(Case(**json.loads(sys.argv[2])))
         return
     flags = common.parse(Flags, __doc__)
-    for family in flags.families:
-        if family not in FAMILIES:
-            common.fail(f"families must be among {', '.join(FAMILIES)}, got {family!r}")
+    for name, known in (("families", FAMILIES), ("problems", PROBLEMS)):
+        for family in getattr(flags, name):
+            if family not in known:
+                common.fail(f"{name} must be among {', '.join(known)}, got {family!r}")
     if flags.outer not in ("trpo", "adam"):
         common.fail(f"outer must be trpo or adam, got {flags.outer!r}")
     common.at_least(1, tasks=flags.tasks, repeats=flags.repeats)
@@ -338,29 +379,30 @@ def main() -> None:
         common.fail("PyTorch is not installed: pip install '.[benchmarks]'")
     lines = [f"{common.machine_line()}, torch {torch.__version__}; medians of {flags.repeats}"]
     every: list[Row] = []
+
+    def compare(title: str, case: Case, sides: tuple[str, ...]) -> None:
+        rows = race([case, *(dataclasses.replace(case, side=side) for side in sides)], flags.repeats)
+        wrong = [row.case.side for row in rows if (row.difference or 0) > TOLERANCE]
+        if wrong:
+            common.fail(f"the meta-gradient differs from jmeta's: {', '.join(wrong)}")
+        lines.extend([title, table(rows)])
+        every.extend(rows)
+        print("\n\n".join(lines[-2:]) + "\n", flush=True)
+
     with tempfile.TemporaryDirectory() as folder:
         for tasks in flags.gradient_tasks:
             for steps in flags.gradient_steps:
                 batch = str(pathlib.Path(folder) / f"{tasks}-{steps}.pickle")
                 case = Case(JMETA, "point-goal", "trpo", tasks, steps, batch)
-                cases = [case, *(dataclasses.replace(case, side=side) for side in flags.sides)]
-                rows = race(cases, flags.repeats)
-                wrong = [row.case.side for row in rows if (row.difference or 0) > TOLERANCE]
-                if wrong:
-                    common.fail(f"the meta-gradient differs from jmeta's: {', '.join(wrong)}")
-                lines += [f"Meta-gradient of {tasks} tasks, inner steps: {steps}", table(rows)]
-                every += rows
-                print("\n\n".join(lines[-2:]), flush=True)
-        for family in flags.families:
-            case = Case(JMETA, family, flags.outer, flags.tasks, 1, None)
-            cases = [case, *(dataclasses.replace(case, side=side) for side in flags.sides)]
-            rows = race(cases, flags.repeats)
-            lines += [
-                f"A meta-iteration on {flags.tasks} tasks of {family}, outer {flags.outer}",
-                table(rows),
-            ]
-            every += rows
-            print("\n\n".join(lines[-2:]), flush=True)
+                compare(f"Meta-gradient of {tasks} tasks, inner steps: {steps}", case, flags.sides)
+    for family in flags.families:
+        case = Case(JMETA, family, flags.outer, flags.tasks, 1, None)
+        title = f"A meta-iteration on {flags.tasks} tasks of {family}, outer {flags.outer}"
+        compare(title, case, flags.sides)
+    for family in flags.problems:
+        trials = config_of(Case(JMETA, family, RL2, 0, 0, None)).training.num_tasks
+        case = Case(JMETA, family, RL2, trials, 0, None)
+        compare(f"An iteration of RL² on {trials} trials of {family}", case, ("eager",))
     if flags.results is not None:
         flags.results.mkdir(parents=True, exist_ok=True)
         (flags.results / "compare.md").write_text("\n\n".join(lines) + "\n")

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import pathlib
+import resource
 import subprocess
 import sys
 import time
@@ -87,6 +89,24 @@ def test_a_run_compiles_once_with_a_shorter_last_chunk():
     assert [iteration for iteration, _ in seen] == [3, 6, 7]
     assert len({count for _, count in seen}) == 1  # nothing after the first chunk
     assert len([name for name in compiled if "chunk" in name]) == 1
+
+
+def test_a_thousand_iterations_neither_compile_again_nor_grow(new_run):
+    """Of MAML, each a call of its own, with records."""
+    seen = []
+
+    def look(progress):
+        resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        seen.append((len(compiled), len(jax.live_arrays()), resident))
+
+    options = {"num_tasks": small.NUM_TASKS, "log_every": 1, "checkpoint_every": 1000}
+    with small.compilations() as compiled:
+        training.train(
+            small.algorithm("maml"), small.family(), iterations=1000, run=new_run(), callback=look, **options
+        )
+    programs, arrays, resident = np.transpose(seen[200:-1])  # before the checkpoint
+    assert len(set(programs)) == 1 and len(set(arrays)) == 1
+    assert np.mean(resident[-100:]) - np.mean(resident[:100]) < 2**20  # bytes
 
 
 def test_the_callback_sees_the_progress():

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks import common
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -154,8 +156,8 @@ class Learner:
         entropy = distribution.entropy().mean()
         return setting.value_weight * error - objective - setting.entropy_weight * entropy
 
-    def update(self) -> dict[str, float]:
-        """One update: its seconds of sampling and of learning, the return of a trial."""
+    def iteration(self) -> dict[str, float]:
+        """One iteration: its seconds of sampling and of the update, the return of a trial, steps."""
         setting = self.setting
         started = time.perf_counter()
         trials = self.sample()
@@ -171,4 +173,9 @@ class Learner:
             "sampling": sampled - started,
             "update": done - sampled,
             "return_trial": trials.reward.sum(1).mean().item(),
+            "env_steps": float(trials.reward.numel()),
         }
+
+    def memory(self) -> float:
+        """Peak of this process, MiB."""
+        return common.peak_memory()
