@@ -7,7 +7,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from jmeta import parallel, rollouts
 from jmeta.checks import at_least_one
@@ -135,6 +134,8 @@ def bootstrap_mean(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     Returns:
       mean, low, high: [...] each.
     """
+    import scipy.stats  # as slow to import as JAX: not for every command
+
     samples = samples.astype(np.float64)
     mean = samples.mean(0)
     if len(samples) == 1:
