@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -72,6 +73,14 @@ def peak_memory() -> float:
 def worker(module: str, case: Any) -> list[str]:
     """The command that measures a case, a dataclass, in a process of its own: MODULE --worker CASE."""
     return [sys.executable, "-m", module, "--worker", json.dumps(dataclasses.asdict(case))]
+
+
+def in_own_process(module: str, case: Any) -> Any:
+    """What a module's worker prints of a case in its last line, JSON; ends with one line if it fails."""
+    done = subprocess.run(worker(module, case), capture_output=True, text=True, check=False)
+    if done.returncode:
+        fail([f"{module} ended with {done.returncode}", *done.stderr.strip().splitlines()][-1])
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def machine() -> dict[str, Any]:

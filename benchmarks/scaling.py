@@ -14,7 +14,6 @@ import dataclasses
 import json
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 from typing import Any
@@ -140,16 +139,6 @@ def measure(case: Case) -> Row:
         common.peak_memory(),
         compile_seconds,
     )
-
-
-def in_own_process(case: Case) -> Row:
-    """`measure(case)` in a fresh process."""
-    done = subprocess.run(
-        common.worker("benchmarks.scaling", case), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        common.fail(done.stderr.strip().splitlines()[-1])
-    return Row(**{**json.loads(done.stdout.splitlines()[-1]), "case": case})
 
 
 def cases(flags: Flags) -> list[Case]:
@@ -347,7 +336,7 @@ def main() -> None:
         common.pyplot()
     rows = []
     for case in cases(flags):
-        rows.append(in_own_process(case))
+        rows.append(Row(**{**common.in_own_process("benchmarks.scaling", case), "case": case}))
         print(f"{case.sweep} {case.size}: {rows[-1].seconds:.3g} s", file=sys.stderr, flush=True)
     found = laws(rows, common.cores())
     title = (

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -137,15 +135,6 @@ def measure(case: Case) -> dict[str, Any]:
     return result | {"peak_mebibytes": common.peak_memory(), "rates": rates, "machine": common.machine()}
 
 
-def in_own_process(case: Case) -> dict[str, Any]:
-    """`measure(case)` in a fresh process, for its peak memory."""
-    command = common.worker("benchmarks.throughput", case)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
-    if done.returncode:
-        common.fail(done.stderr.strip().splitlines()[-1])
-    return {**dataclasses.asdict(case), **json.loads(done.stdout.splitlines()[-1])}
-
-
 def main() -> None:
     """Runs the command."""
     if sys.argv[1:2] == ["--worker"]:
@@ -163,7 +152,8 @@ def main() -> None:
     ]
     results = []
     for case in cases:
-        results.append(in_own_process(case))
+        found = common.in_own_process("benchmarks.throughput", case)
+        results.append({**dataclasses.asdict(case), **found})
         print(f"{case.outer}, {case.num_tasks} x {case.num_episodes}: done", file=sys.stderr, flush=True)
     first = results[-len(flags.tasks)]["training"]
     header = ["outer update", "tasks x episodes", "devices", "steps/s", "physics alone", "ratio"]
