@@ -11,8 +11,9 @@ import platform
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import tyro
 
@@ -77,10 +78,38 @@ def worker(module: str, case: Any) -> list[str]:
 
 def in_own_process(module: str, case: Any) -> Any:
     """What a module's worker prints of a case in its last line, JSON; ends with one line if it fails."""
-    done = subprocess.run(worker(module, case), capture_output=True, text=True, check=False)
+    plain = {**os.environ, "JAX_TRACEBACK_FILTERING": "off"}  # filtered ones end with a note on the filter
+    done = subprocess.run(worker(module, case), capture_output=True, text=True, check=False, env=plain)
     if done.returncode:
         fail([f"{module} ended with {done.returncode}", *done.stderr.strip().splitlines()][-1])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+class Measured(NamedTuple):
+    """A compiled program, timed."""
+
+    seconds: list[float]  # of every run after the first
+    compile_seconds: float
+    memory: Any  # what XLA says of the program's memory
+    result: Any
+
+
+def compiled(function: Callable[..., Any], *arguments: Any, repeats: int) -> Measured:
+    """Compiles a function, asks for its memory, and times it."""
+    import jax
+
+    started = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - started
+    memory = program.memory_analysis()
+    assert memory is not None, "this backend does not report the memory of a program"
+    result = jax.block_until_ready(program(*arguments))  # warm-up
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(program(*arguments))
+        seconds.append(time.perf_counter() - started)
+    return Measured(seconds, compile_seconds, memory, result)
 
 
 def machine() -> dict[str, Any]:

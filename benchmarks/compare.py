@@ -217,7 +217,8 @@ def maml_learner(case: Case, params: list[np.ndarray] | None = None) -> Any:
         learning_rate=algorithm["optimizer"].get("learning_rate", 0.0),
         max_kl=algorithm["optimizer"].get("max_kl", 0.01),
     )
-    return maml.Learner(setting, style, params, processes=common.cores() if several else 1)
+    processes = min(common.cores(), case.tasks) if several else 1
+    return maml.Learner(setting, style, params, processes)
 
 
 def rl2_learner(case: Case) -> Any:
@@ -377,6 +378,8 @@ def main() -> None:
         import torch
     except ModuleNotFoundError:
         common.fail("PyTorch is not installed: pip install '.[benchmarks]'")
+    from jmeta.presets import preset
+
     lines = [f"{common.machine_line()}, torch {torch.__version__}; medians of {flags.repeats}"]
     every: list[Row] = []
 
@@ -400,7 +403,7 @@ def main() -> None:
         title = f"A meta-iteration on {flags.tasks} tasks of {family}, outer {flags.outer}"
         compare(title, case, flags.sides)
     for family in flags.problems:
-        trials = config_of(Case(JMETA, family, RL2, 0, 0, None)).training.num_tasks
+        trials = preset("rl2", family).training.num_tasks
         case = Case(JMETA, family, RL2, trials, 0, None)
         compare(f"An iteration of RL² on {trials} trials of {family}", case, ("eager",))
     if flags.results is not None:

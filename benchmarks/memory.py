@@ -12,7 +12,6 @@ import dataclasses
 import pathlib
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -119,25 +118,14 @@ def stored(policy: Any, num_steps: int, flags: Flags) -> Any:
 
 def measure(mode: str, num_steps: int, flags: Flags) -> Row:
     """Compiles one meta-gradient, asks for its memory, and times it."""
-    import jax
-
     function, policy = meta_gradient(mode, flags)
-    arguments = stored(policy, num_steps, flags)
-    compiled = jax.jit(function).lower(*arguments).compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None, "this backend does not report the memory of a program"
-    jax.block_until_ready(compiled(*arguments))  # warm-up
-    seconds = []
-    for _ in range(flags.repeats):
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
-        seconds.append(time.perf_counter() - started)
+    found = common.compiled(function, *stored(policy, num_steps, flags), repeats=flags.repeats)
     return Row(
         mode,
         num_steps,
-        memory.temp_size_in_bytes,
-        memory.argument_size_in_bytes,
-        1000 * statistics.median(seconds),
+        found.memory.temp_size_in_bytes,
+        found.memory.argument_size_in_bytes,
+        1000 * statistics.median(found.seconds),
     )
 
 

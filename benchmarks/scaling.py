@@ -3,7 +3,8 @@
 MAML's, of the family's preset. One quantity is varied at a time, and every size is measured in a process of
 its own: seconds (median after a warm-up), what the compiled program allocates beside its arguments and
 results, and the process's peak memory. The law `fixed + growing x` is fitted by least squares of relative
-errors; x is the number of tasks, inner steps or seeds, and 1 / devices as far as each has a core.
+errors; x is the number of tasks, inner steps or seeds, and 1 / devices as far as each has a core. Two sizes
+give a law, three show how far from it they are.
 
 At the end the law of the tasks is taken to a pod of accelerators, on paper: `pod` states the assumptions.
 """
@@ -15,7 +16,6 @@ import json
 import pathlib
 import statistics
 import sys
-import time
 from typing import Any
 
 from benchmarks import common
@@ -86,7 +86,7 @@ class Law:
 
     fixed: float
     growing: float
-    error: float
+    error: float | None  # None of two sizes, through which every law goes
 
 
 def measure(case: Case) -> Row:
@@ -116,28 +116,20 @@ def measure(case: Case) -> Row:
         keys = keys[0]
     else:
         init, iteration = jax.vmap(init), jax.vmap(iteration)
-    mesh = parallel.task_mesh()
+    mesh = parallel.task_mesh(jax.devices()[: case.devices])
+    if mesh.size < case.devices:
+        raise ValueError(f"devices must be at most {mesh.size}, as many as there are, got {case.devices}")
     with jax.set_mesh(mesh):
         state = parallel.replicate(jax.jit(init)(keys), mesh)
-        started = time.perf_counter()
-        compiled = jax.jit(iteration).lower(state, keys).compile()
-        compile_seconds = time.perf_counter() - started
-        memory = compiled.memory_analysis()
-        assert memory is not None, "this backend does not report the memory of a program"
-        metrics = jax.block_until_ready(compiled(state, keys))[1]  # warm-up
-        seconds = []
-        for _ in range(case.repeats):
-            started = time.perf_counter()
-            jax.block_until_ready(compiled(state, keys))
-            seconds.append(time.perf_counter() - started)
+        found = common.compiled(iteration, state, keys, repeats=case.repeats)
     return Row(
         case,
-        statistics.median(seconds),
-        (min(seconds), max(seconds)),
-        float(np.sum(metrics["env_steps"])),
-        memory.temp_size_in_bytes / 2**20,
+        statistics.median(found.seconds),
+        (min(found.seconds), max(found.seconds)),
+        float(np.sum(found.result[1]["env_steps"])),
+        found.memory.temp_size_in_bytes / 2**20,
         common.peak_memory(),
-        compile_seconds,
+        found.compile_seconds,
     )
 
 
@@ -158,7 +150,7 @@ def fit(x: list[float], y: list[float]) -> Law:
     columns = np.stack([np.ones(len(x)), x], axis=1) / np.array(y)[:, None]
     (fixed, growing), *_ = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)
     errors = np.abs(columns @ [fixed, growing] - 1.0)
-    return Law(float(fixed), float(growing), float(errors.max()))
+    return Law(float(fixed), float(growing), float(errors.max()) if len(set(x)) > 2 else None)
 
 
 def laws(rows: list[Row], cores: int) -> dict[str, dict[str, Law]]:
@@ -168,7 +160,7 @@ def laws(rows: list[Row], cores: int) -> dict[str, dict[str, Law]]:
         of_sweep = [row for row in rows if row.case.sweep == sweep]
         if sweep == "devices":
             of_sweep = [row for row in of_sweep if row.case.devices <= cores]
-        if len(of_sweep) < 2:
+        if len({row.case.size for row in of_sweep}) < 2:
             continue
         x = [1.0 / row.case.size if sweep == "devices" else float(row.case.size) for row in of_sweep]
         found[sweep] = {
@@ -199,33 +191,40 @@ class Work:
 
     per_task: float  # seconds of a core here
     depth: int  # steps of an environment that follow one another
-    updates: int  # of the meta-parameters: one sum of gradients over all chips each
+    sums: int  # over all chips: of gradients, of the divergence after the last, of the metrics
     bytes: int  # of a gradient
+    memory: float  # MiB a task
 
 
 def on_paper(pod: Pod, work: Work, chips: int, tasks: int) -> dict[str, float]:
     """Seconds of an iteration on a pod, by cause."""
     # A ring in each dimension: all but one part of the gradient goes out twice; 4 (side - 1) hops.
-    sums = 2 * work.bytes * (1 - 1 / chips) / pod.link + 4 * (chips**0.5 - 1) * pod.hop
+    each = 2 * work.bytes * (1 - 1 / chips) / pod.link + 4 * (chips**0.5 - 1) * pod.hop
     return {
         "tasks": tasks / chips * work.per_task / pod.speed,
         "latency": work.depth * pod.latency,
-        "communication": work.updates * sums,
+        "communication": work.sums * each,
     }
 
 
-def work_of(flags: Flags, law: Law) -> Work:
-    """An iteration with one inner step: its depth and sizes from the preset, its cost from the tasks' law."""
+def work_of(family_name: str, of_tasks: dict[str, Law]) -> Work:
+    """An iteration with one inner step, as the preset has it; what a task costs is from the tasks' laws."""
     import jax
 
     from jmeta.presets import preset
     from jmeta.runs.config import build
 
-    config = preset("maml", flags.family)
+    config = preset("maml", family_name)
     family, policy, _ = build(config)
     shapes = jax.eval_shape(policy.init, jax.random.key(0))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-    return Work(law.growing, 2 * family.env.spec.horizon, config.algorithm["outer_epochs"], size)
+    return Work(
+        per_task=of_tasks["seconds"].growing,
+        depth=2 * family.env.spec.horizon,
+        sums=config.algorithm["outer_epochs"] + 2,
+        bytes=size,
+        memory=of_tasks["MiB"].growing,
+    )
 
 
 # -- tables and the plot --------------------------------------------------------------------------------
@@ -257,20 +256,22 @@ def law_table(found: dict[str, dict[str, Law]]) -> str:
         for quantity, law in quantities.items():
             x = "1 / devices" if sweep == "devices" else sweep.replace("_", " ")
             line = [sweep.replace("_", " "), x, quantity, f"{law.fixed:.3g}", f"{law.growing:.3g}"]
-            cells.append([*line, f"{100 * law.error:.0f} %"])
+            cells.append([*line, "" if law.error is None else f"{100 * law.error:.0f} %"])
     return common.markdown(header, cells)
 
 
 def pod_table(pod: Pod, work: Work) -> str:
     """Seconds on paper, and what they are spent on."""
     header = ["chips", "tasks", "seconds", "tasks' own", "latency", "communication", "adaptations/s"]
+    header.append("GiB a chip")
     cells = []
     for chips in pod.chips:
         for tasks in pod.tasks:
             parts = on_paper(pod, work, chips, tasks)
             seconds = sum(parts.values())
             shares = [f"{100 * part / seconds:.1f} %" for part in parts.values()]
-            cells.append([str(chips), f"{tasks:,}", f"{seconds:.3g}", *shares, f"{tasks / seconds:,.0f}"])
+            line = [str(chips), f"{tasks:,}", f"{seconds:.3g}", *shares, f"{tasks / seconds:,.0f}"]
+            cells.append([*line, f"{tasks / chips * work.memory / 1024:.3g}"])
     return common.markdown(header, cells)
 
 
@@ -279,13 +280,13 @@ def pod_line(pod: Pod, work: Work) -> str:
     return (
         f"On paper: a chip that has enough to do is as fast as {pod.speed:g} cores of this machine "
         f"({1000 * work.per_task:.3g} ms of a core a task), and needs {1e6 * pod.latency:g} microseconds for "
-        f"a step of the environments however few they are ({work.depth} steps follow one another). After "
-        f"each of {work.updates} passes the gradients ({work.bytes / 1024:.0f} KiB) are summed over a square "
-        f"torus, {pod.link / 1e9:g} GB/s and {1e6 * pod.hop:g} microsecond a hop; nothing else is sent."
+        f"a step of the environments however few they are ({work.depth} steps follow one another). "
+        f"{work.sums} sums, taken to be as large as a gradient ({work.bytes / 1024:.0f} KiB), go over a "
+        f"square torus with {pod.link / 1e9:g} GB/s and {1e6 * pod.hop:g} microsecond a hop."
     )
 
 
-def draw(rows: list[Row], found: dict[str, dict[str, Law]], path: pathlib.Path) -> None:
+def draw(rows: list[Row], found: dict[str, dict[str, Law]], cores: int, path: pathlib.Path) -> None:
     """Seconds above, a device's memory below; a column for each quantity, measured and fitted."""
     import numpy as np
 
@@ -297,7 +298,7 @@ def draw(rows: list[Row], found: dict[str, dict[str, Law]], path: pathlib.Path) 
     for sweep, column in zip(sweeps, axes.T, strict=True):
         of_sweep = [row for row in rows if row.case.sweep == sweep]
         sizes = [row.case.size for row in of_sweep]
-        x = np.geomspace(min(sizes), max(sizes), 100)
+        x = np.geomspace(min(sizes), max(size for size in sizes if sweep != "devices" or size <= cores), 100)
         for quantity, values, axis in zip(
             ("seconds", "MiB"),
             ([row.seconds for row in of_sweep], [row.temporary for row in of_sweep]),
@@ -334,6 +335,7 @@ def main() -> None:
             common.fail(f"devices must divide the {flags.base_tasks} tasks, got {devices}")
     if flags.results is not None:
         common.pyplot()
+        flags.results.mkdir(parents=True, exist_ok=True)
     rows = []
     for case in cases(flags):
         rows.append(Row(**{**common.in_own_process("benchmarks.scaling", case), "case": case}))
@@ -341,11 +343,11 @@ def main() -> None:
     found = laws(rows, common.cores())
     title = (
         f"A meta-iteration of {flags.family}, {flags.episodes} episodes; {flags.base_tasks} tasks, one inner "
+        f"step, one device, one seed unless varied; {common.machine_line()}; median of {flags.repeats}"
     )
-    title += f"step, one device, one seed unless varied; {common.machine_line()}; median of {flags.repeats}"
     lines = [title, row_table(rows), law_table(found)]
     if "tasks" in found:
-        pod, work = Pod(), work_of(flags, found["tasks"]["seconds"])
+        pod, work = Pod(), work_of(flags.family, found["tasks"])
         lines += [pod_line(pod, work), pod_table(pod, work)]
     print("\n\n".join(lines))
     if flags.results is not None:
@@ -353,7 +355,8 @@ def main() -> None:
             flags.results / "scaling.json", {"machine": common.machine(), "rows": rows, "laws": found}
         )
         (flags.results / "scaling.md").write_text("\n\n".join(lines) + "\n")
-        draw(rows, found, flags.results / "scaling.png")
+        if found:
+            draw(rows, found, common.cores(), flags.results / "scaling.png")
 
 
 if __name__ == "__main__":

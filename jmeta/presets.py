@@ -84,8 +84,6 @@ TRIALS: dict[str, dict[str, Any]] = {
     "ant-direction": {
         "algorithm": {
             "optimizer": {"decay_updates": 400 * 4 * 4},  # epochs, minibatches
-            # Setting out with what was learned differs from the first episode, and wants more practice.
-            "num_episodes": 4,
             "discount": 0.97,
             "entropy_weight": 0.0,
         },

@@ -1,4 +1,4 @@
-"""RL² in PyTorch: PPO over trials of bandits or random MDPs with a GRU, all trials of a share side by side.
+"""RL² in PyTorch: PPO over trials of bandits or random MDPs with a GRU, all trials side by side.
 
 The estimators are those of `jmeta.algorithms.memory.rl2`: the critic compares a trial with the mean of all.
 """
@@ -38,13 +38,11 @@ class Setting:
 
 
 class Trials(NamedTuple):
-    """Trials [B, L, ...]."""
+    """Trials [B, L, ...], all that is learned from."""
 
     inputs: Tensor  # [B, L, D]
     action: Tensor  # [B, L]
     log_prob: Tensor  # [B, L]
-    reward: Tensor  # [B, L]
-    value: Tensor  # [B, L] of the critic, in its units
     advantage: Tensor  # [B, L]
     target: Tensor  # [B, L]
 
@@ -73,6 +71,7 @@ class Learner:
 
     def __init__(self, setting: Setting, seed: int = 0) -> None:
         torch.manual_seed(seed)
+        torch.set_num_threads(common.cores())
         self.setting = setting
         num_obs = setting.num_states
         self.policy = Policy(num_obs + setting.num_actions + 3, setting.num_actions, setting.size)
@@ -98,8 +97,8 @@ class Learner:
         return torch.multinomial(self.transition[every, state, action], 1)[:, 0], reward
 
     @torch.no_grad()
-    def sample(self) -> Trials:
-        """Trials on fresh tasks, with their advantages."""
+    def sample(self) -> tuple[Tensor, ...]:
+        """Inputs, actions, log-probabilities, rewards and values [B, L, ...] of trials on fresh tasks."""
         self._draw()
         setting = self.setting
         num, length = setting.trials, setting.episodes * setting.horizon
@@ -120,10 +119,9 @@ class Learner:
             state, reward = self._step(state, action)
             steps.append((inputs, action, distribution.log_prob(action), reward, value))
             last_action, last_reward = nn.functional.one_hot(action, setting.num_actions).float(), reward
-        inputs, action, log_prob, reward, value = (torch.stack(x, 1) for x in zip(*steps, strict=True))
-        return Trials(inputs, action, log_prob, reward, value, *self._advantages(reward, value))
+        return tuple(torch.stack(x, 1) for x in zip(*steps, strict=True))
 
-    def _advantages(self, reward: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def advantages(self, reward: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised advantages and the critic's targets [B, L]."""
         setting = self.setting
 
@@ -160,8 +158,9 @@ class Learner:
         """One iteration: its seconds of sampling and of the update, the return of a trial, steps."""
         setting = self.setting
         started = time.perf_counter()
-        trials = self.sample()
+        inputs, action, log_prob, reward, value = self.sample()
         sampled = time.perf_counter()
+        trials = Trials(inputs, action, log_prob, *self.advantages(reward, value))
         for _ in range(setting.epochs):
             for chosen in torch.randperm(setting.trials).chunk(setting.minibatches):
                 self.optimizer.zero_grad()
@@ -172,8 +171,8 @@ class Learner:
         return {
             "sampling": sampled - started,
             "update": done - sampled,
-            "return_trial": trials.reward.sum(1).mean().item(),
-            "env_steps": float(trials.reward.numel()),
+            "return_trial": reward.sum(1).mean().item(),
+            "env_steps": float(reward.numel()),
         }
 
     def memory(self) -> float:

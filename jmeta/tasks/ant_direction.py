@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.envs import brax
+from jmeta.envs.wrappers import trials
 from jmeta.tasks._splits import heading, heading_heldout
 from jmeta.types import Array, Env, Key, Task, TaskFamily
 
@@ -24,6 +25,7 @@ def ant_direction(*, backend: str = "spring", horizon: int = 100) -> TaskFamily:
     cost (brax has no contact forces on every backend). PEARL and ProMP use 1 for survival and 0.5 for the
     control cost: survival then dominates 100 steps. "Ant direction" also names two other distributions in
     the literature: any direction (`ant_angle`) and directions in a half-plane.
+    A trial is four episodes: setting out with what was learned differs from the first, and wants practice.
 
     Args:
       backend: brax physics: spring, generalized, positional or mjx.
@@ -39,7 +41,8 @@ def ant_direction(*, backend: str = "spring", horizon: int = 100) -> TaskFamily:
     def sample(key: Key) -> Task:
         return jnp.array([1.0, 0.0]) * jax.random.rademacher(key, (), float)
 
-    return TaskFamily("ant-direction", _ant(backend, horizon), sample, sample_heldout=sample)
+    env = trials(_ant(backend, horizon), num_episodes=4)
+    return TaskFamily("ant-direction", env, sample, sample_heldout=sample)
 
 
 def ant_angle(*, backend: str = "spring", horizon: int = 100) -> TaskFamily:

@@ -311,8 +311,18 @@ def test_every_family_is_taken(family):
     trace_an_update(family, "gru")
 
 
+MEMORIES = [name for name in policies.REGISTRY if name not in ("mlp", "tabular")]
+
+
+@pytest.mark.parametrize("family", tasks.REGISTRY)
+def test_every_memory_holds_the_trials_of_a_preset(family):
+    config = preset("rl2", family)
+    for policy in MEMORIES:
+        build(dataclasses.replace(config, policy={"name": policy}))  # else an error names the room
+
+
 @pytest.mark.parametrize("family", ["bandit", "sparse-point-goal"])  # discrete and continuous actions
-@pytest.mark.parametrize("policy", [name for name in policies.REGISTRY if name not in ("mlp", "tabular")])
+@pytest.mark.parametrize("policy", MEMORIES)
 def test_every_memory_is_taken(family, policy):
     trace_an_update(family, policy)
 

@@ -1,4 +1,4 @@
-"""PyTorch's sides compute what jmeta computes, on the same data."""
+"""On the same data PyTorch's sides find jmeta's meta-gradient, and the advantages of its trials."""
 
 import dataclasses
 import subprocess
@@ -41,7 +41,7 @@ def test_the_advantages_of_trials_are_jmetas():
     learner = rl2.Learner(setting)
     rng = np.random.default_rng(0)
     reward, value = (rng.normal(size=(num, episodes * horizon)).astype(np.float32) for _ in range(2))
-    advantage, target = learner._advantages(torch.tensor(reward), torch.tensor(value))
+    advantage, target = learner.advantages(torch.tensor(reward), torch.tensor(value))
     zeros = jnp.zeros_like(reward)
     first = jnp.tile(jnp.arange(episodes * horizon) % horizon == 0, (num, 1))
     steps = with_advantages(

@@ -165,7 +165,7 @@ def rl2(
         if chunk < length:
             carry = parallel.map_tasks(carries, state.params, steps.inputs, block=block)
         trials = TrialBatch(steps, carry)
-        weight = jnp.full(num_tasks, entropy_weight, float)
+        weight = jnp.full(num_tasks, entropy_weight, float)  # all but the parameters is given for each trial
         if entropy_decay is not None:
             weight *= jnp.maximum(0.0, 1.0 - state.step / entropy_decay)
 
