@@ -1,8 +1,9 @@
 """Settings for every pair: defaults, overridden by the task family, then by the algorithm.
 
 Only what differs from the factories' own defaults is listed here. Tuned, and measured over seeds in
-`benchmarks/results`: half-cheetah-direction, ant-direction, point-goal, and grid-goal of RL²; with one seed
-bandit and random-mdp of RL². The other families start from the settings of their nearest relative.
+`benchmarks/results`: half-cheetah-direction, ant-direction and point-goal, of RL² ant-direction and
+grid-goal; with one seed bandit and random-mdp of RL². The other families start from the settings of their
+nearest relative.
 """
 
 from __future__ import annotations
