@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -138,6 +139,16 @@ def machine_line() -> str:
     kinds = found["devices"]
     devices = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{found['cpu']}, {found['cores']} cores, devices: {devices}, jax {found['jax']}"
+
+
+def machine_folder(results: pathlib.Path) -> pathlib.Path:
+    """Where figures of this machine are kept: `results` / cpu-cores-accelerators; made if it is not there."""
+    found = machine()
+    kinds = [kind for kind in dict.fromkeys(found["devices"]) if kind != "cpu"]
+    name = " ".join([found["cpu"], str(found["cores"]), "cores", *kinds])
+    folder = results / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

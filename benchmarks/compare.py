@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
+import math
 import pathlib
 import pickle
 import statistics
@@ -54,8 +56,10 @@ class Flags:
     """Task families of whole iterations of RL², at its presets."""
     repeats: int = 5
     """Timed repetitions of each side."""
+    curve: int = 60
+    """Meta-iterations of the curves of return against time: jmeta's and PyTorch's fastest side; 0: none."""
     results: pathlib.Path | None = None
-    """Folder for compare.json and compare.md."""
+    """Folder: in one of the machine's name, made there, go compare.json, .md and .png."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +141,13 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
             done = time.perf_counter()
             jax.block_until_ready(collect(params, jax.random.key(1)))
             sampling = time.perf_counter() - done
-            seconds = done - started
-            return {"seconds": seconds, "sampling": sampling, "steps": float(metrics["env_steps"][0])}
+            shown = "return_trial" if case.outer == RL2 else "return_after"
+            return {
+                "seconds": done - started,
+                "sampling": sampling,
+                "steps": float(metrics["env_steps"][0]),
+                "return": float(metrics[shown][0]),
+            }
 
         return iteration, common.peak_memory
 
@@ -179,8 +188,12 @@ def pytorch_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[
 
         def iteration() -> dict[str, float]:
             found = learner.iteration()
-            seconds = found["sampling"] + found["update"]
-            return {"seconds": seconds, "sampling": found["sampling"], "steps": found["env_steps"]}
+            return {
+                "seconds": found["sampling"] + found["update"],
+                "sampling": found["sampling"],
+                "steps": found["env_steps"],
+                "return": found["return_trial" if case.outer == RL2 else "return_after"],
+            }
 
         return iteration, learner.memory
 
@@ -280,52 +293,35 @@ def serve(case: Case) -> None:
 
 @dataclasses.dataclass
 class Row:
-    """Medians of one side."""
+    """What was measured of one side."""
 
     case: Case
-    seconds: float
-    spread: tuple[float, float]  # the fastest and the slowest
-    sampling: float | None  # seconds of the iteration's sampling
-    steps: float | None  # of an environment, in an iteration
-    difference: float | None  # of the meta-gradient from jmeta's
     first: float  # seconds until the first result, start and compilation included
-    peak: float  # MiB of all processes
+    answers: list[dict[str, float]]  # of every run: seconds and the peak in MiB of all processes; of whole
+    # iterations those of sampling, steps and the return; of a stored batch the difference from jmeta's
+
+    def median(self, name: str) -> float:
+        """Of all runs; NaN where it is not measured."""
+        return statistics.median(one.get(name, math.nan) for one in self.answers)
 
 
 def race(cases: list[Case], repeats: int) -> list[Row]:
     """Times the cases in turn, `repeats` times."""
-    processes = []
-    firsts = []
+    processes, rows = [], []
     for case in cases:
         command = common.worker("benchmarks.compare", case)
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         processes.append(process)
-        firsts.append(answer(process, case)["first"])  # one after the other: jmeta's side stores the batch
-    found: list[list[dict[str, float]]] = [[] for _ in cases]
+        first = answer(process, case)["first"]  # one after the other: jmeta's side stores the batch
+        rows.append(Row(dataclasses.replace(case, batch=None), first, []))  # a temporary file
     for _ in range(repeats):
-        for case, process, answers in zip(cases, processes, found, strict=True):
+        for row, process in zip(rows, processes, strict=True):
             assert process.stdin is not None
             process.stdin.write("once\n")
             process.stdin.flush()
-            answers.append(answer(process, case))
+            row.answers.append(answer(process, row.case))
     for process in processes:
         process.communicate()
-    rows = []
-    for case, first, answers in zip(cases, firsts, found, strict=True):
-        seconds = [one["seconds"] for one in answers]
-        medians = {name: statistics.median(one[name] for one in answers) for name in answers[0]}
-        rows.append(
-            Row(
-                case,
-                medians["seconds"],
-                (min(seconds), max(seconds)),
-                medians.get("sampling"),
-                medians.get("steps"),
-                medians.get("difference"),
-                first,
-                medians["peak"],
-            )
-        )
     return rows
 
 
@@ -337,28 +333,104 @@ def answer(process: Any, case: Case) -> dict[str, float]:
     return json.loads(line)
 
 
+# -- tables and the plot --------------------------------------------------------------------------------
+
+
 def table(rows: list[Row]) -> str:
     """Rows of one race, jmeta's first."""
     header = ["side", "seconds", "fastest", "slowest", "sampling", "update", "times jmeta's", "steps/s"]
     header += ["difference", "first result s", "peak MiB"]
     cells = []
     for row in rows:
-        whole = row.sampling is not None
-        cells.append(
-            [
-                row.case.side,
-                f"{row.seconds:.3g}",
-                *(f"{x:.3g}" for x in row.spread),
-                f"{row.sampling:.3g}" if whole else "",
-                f"{row.seconds - row.sampling:.3g}" if whole else "",
-                f"{row.seconds / rows[0].seconds:.2f}",
-                f"{row.steps / row.seconds:,.0f}" if whole else "",
-                "" if row.difference is None else f"{row.difference:.0e}",
-                f"{row.first:.1f}",
-                f"{row.peak:,.0f}",
-            ]
-        )
+        each = [one["seconds"] for one in row.answers]
+        seconds, sampling = row.median("seconds"), row.median("sampling")
+        found = [seconds, min(each), max(each), sampling, seconds - sampling]
+        line = [row.case.side, *(known(x, ".3g") for x in found)]
+        line.append(f"{seconds / rows[0].median('seconds'):.2f}")
+        line += [known(row.median("steps") / seconds, ",.0f"), known(row.median("difference"), ".0e")]
+        cells.append([*line, f"{row.first:.1f}", f"{row.median('peak'):,.0f}"])
     return common.markdown(header, cells)
+
+
+def known(value: float, form: str) -> str:
+    """The number, or nothing where it was not measured."""
+    return "" if math.isnan(value) else f"{value:{form}}"
+
+
+def curve(row: Row) -> tuple[list[float], list[float]]:
+    """Seconds at the end of every iteration, and its return."""
+    seconds = itertools.accumulate(one["seconds"] for one in row.answers)
+    return list(seconds), [one["return"] for one in row.answers]
+
+
+def curve_table(rows: list[Row]) -> str:
+    """How long the iterations took, and where they led."""
+    cells = []
+    for row in rows:
+        seconds, returns = curve(row)
+        last = statistics.mean(returns[-5:])
+        cells.append(
+            [row.case.side, str(len(returns)), f"{seconds[-1]:.0f}", f"{returns[0]:.1f}", f"{last:.1f}"]
+        )
+    return common.markdown(["side", "iterations", "seconds", "first return", "mean of the last 5"], cells)
+
+
+def draw(gradients: list[Row], iterations: list[Row], curves: list[Row], path: pathlib.Path) -> None:
+    """Seconds of the meta-gradient and of whole iterations by part, and returns against time."""
+    plt = common.pyplot()
+    panels: list[tuple[Callable[[Any, list[Row]], None], str, list[Row]]] = []
+    for steps in dict.fromkeys(row.case.inner_steps for row in gradients):
+        rows = [row for row in gradients if row.case.inner_steps == steps]
+        panels.append((draw_gradients, f"meta-gradient, inner steps: {steps}", rows))
+    for family in dict.fromkeys(row.case.family for row in iterations):
+        rows = [row for row in iterations if row.case.family == family]
+        panels.append((draw_iterations, f"an iteration, {family}", rows))
+    for family in dict.fromkeys(row.case.family for row in curves):
+        panels.append((draw_curves, family, [row for row in curves if row.case.family == family]))
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    size = (4.4 * columns, 3.2 * lines)
+    figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, (draw_panel, title, rows) in zip(axes.flat, panels, strict=False):
+        draw_panel(axis, rows)
+        axis.set_title(title)
+    common.save_figure(figure, path)
+    plt.close(figure)
+
+
+def draw_gradients(axis: Any, rows: list[Row]) -> None:
+    """Seconds against tasks, a line for each side."""
+    for side in dict.fromkeys(row.case.side for row in rows):
+        of_side = [row for row in rows if row.case.side == side]
+        tasks, seconds = zip(*((row.case.tasks, row.median("seconds")) for row in of_side), strict=True)
+        axis.plot(tasks, seconds, "o-", label=side, color="black" if side == JMETA else None)
+    axis.set(xscale="log", yscale="log", xlabel="tasks", ylabel="seconds")
+    sizes = sorted({row.case.tasks for row in rows})
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.legend(frameon=False, fontsize="small")
+
+
+def draw_iterations(axis: Any, rows: list[Row]) -> None:
+    """A bar for each side: sampling, then the update."""
+    sides = [row.case.side for row in rows]
+    sampling = [row.median("sampling") for row in rows]
+    axis.barh(sides, sampling, label="sampling", color="0.7")
+    update = [row.median("seconds") - part for row, part in zip(rows, sampling, strict=True)]
+    axis.barh(sides, update, left=sampling, label="update", color="C0")
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds")
+    axis.legend(frameon=False, fontsize="small")
+
+
+def draw_curves(axis: Any, rows: list[Row]) -> None:
+    """Return against seconds, a line for each side."""
+    for row in rows:
+        axis.plot(*curve(row), label=row.case.side, color="black" if row.case.side == JMETA else None)
+    axis.set(xlabel="seconds", ylabel="return after adaptation")
+    axis.legend(frameon=False, fontsize="small")
 
 
 def main() -> None:
@@ -374,42 +446,56 @@ def main() -> None:
     if flags.outer not in ("trpo", "adam"):
         common.fail(f"outer must be trpo or adam, got {flags.outer!r}")
     common.at_least(1, tasks=flags.tasks, repeats=flags.repeats)
+    common.at_least(0, curve=flags.curve)
     try:
         import torch
     except ModuleNotFoundError:
         common.fail("PyTorch is not installed: pip install '.[benchmarks]'")
     from jmeta.presets import preset
 
+    results = None
+    if flags.results is not None:
+        common.pyplot()
+        results = common.machine_folder(flags.results)
     lines = [f"{common.machine_line()}, torch {torch.__version__}; medians of {flags.repeats}"]
-    every: list[Row] = []
+    found: dict[str, list[Row]] = {"gradients": [], "iterations": [], "curves": []}
 
-    def compare(title: str, case: Case, sides: tuple[str, ...]) -> None:
+    def show(kind: str, title: str, rows: list[Row], text: str) -> None:
+        lines.extend([title, text])
+        found[kind] += rows
+        print(f"{title}\n\n{text}\n", flush=True)
+        if results is not None:  # hours in all: what is there is kept
+            (results / "compare.md").write_text("\n\n".join(lines) + "\n")
+            common.write_json(results / "compare.json", {"machine": common.machine(), **found})
+            draw(*found.values(), results / "compare.png")
+
+    def compare(kind: str, title: str, case: Case, sides: tuple[str, ...]) -> list[Row]:
         rows = race([case, *(dataclasses.replace(case, side=side) for side in sides)], flags.repeats)
-        wrong = [row.case.side for row in rows if (row.difference or 0) > TOLERANCE]
+        wrong = [row.case.side for row in rows if row.median("difference") > TOLERANCE]
         if wrong:
             common.fail(f"the meta-gradient differs from jmeta's: {', '.join(wrong)}")
-        lines.extend([title, table(rows)])
-        every.extend(rows)
-        print("\n\n".join(lines[-2:]) + "\n", flush=True)
+        show(kind, title, rows, table(rows))
+        return rows
 
     with tempfile.TemporaryDirectory() as folder:
         for tasks in flags.gradient_tasks:
             for steps in flags.gradient_steps:
                 batch = str(pathlib.Path(folder) / f"{tasks}-{steps}.pickle")
                 case = Case(JMETA, "point-goal", "trpo", tasks, steps, batch)
-                compare(f"Meta-gradient of {tasks} tasks, inner steps: {steps}", case, flags.sides)
+                title = f"Meta-gradient of {tasks} tasks, inner steps: {steps}"
+                compare("gradients", title, case, flags.sides)
     for family in flags.families:
         case = Case(JMETA, family, flags.outer, flags.tasks, 1, None)
         title = f"A meta-iteration on {flags.tasks} tasks of {family}, outer {flags.outer}"
-        compare(title, case, flags.sides)
+        rows = compare("iterations", title, case, flags.sides)
+        if flags.curve and flags.sides:
+            fastest = min(rows[1:], key=lambda row: row.median("seconds")).case
+            rows = race([case, fastest], flags.curve)
+            show("curves", f"Learning {family}, outer {flags.outer}", rows, curve_table(rows))
     for family in flags.problems:
         trials = preset("rl2", family).training.num_tasks
         case = Case(JMETA, family, RL2, trials, 0, None)
-        compare(f"An iteration of RL² on {trials} trials of {family}", case, ("eager",))
-    if flags.results is not None:
-        flags.results.mkdir(parents=True, exist_ok=True)
-        (flags.results / "compare.md").write_text("\n\n".join(lines) + "\n")
-        common.write_json(flags.results / "compare.json", {"machine": common.machine(), "rows": every})
+        compare("iterations", f"An iteration of RL² on {trials} trials of {family}", case, ("eager",))
 
 
 if __name__ == "__main__":

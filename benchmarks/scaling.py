@@ -44,7 +44,7 @@ class Flags:
     repeats: int = 3
     """Timed repetitions."""
     results: pathlib.Path | None = None
-    """Folder for scaling.json, scaling.md and scaling.png."""
+    """Folder: in one of the machine's name, made there, go scaling.json, .md and .png."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,9 +333,10 @@ def main() -> None:
     for devices in flags.devices:
         if flags.base_tasks % devices:
             common.fail(f"devices must divide the {flags.base_tasks} tasks, got {devices}")
+    folder = None
     if flags.results is not None:
         common.pyplot()
-        flags.results.mkdir(parents=True, exist_ok=True)
+        folder = common.machine_folder(flags.results)
     rows = []
     for case in cases(flags):
         rows.append(Row(**{**common.in_own_process("benchmarks.scaling", case), "case": case}))
@@ -350,13 +351,11 @@ def main() -> None:
         pod, work = Pod(), work_of(flags.family, found["tasks"])
         lines += [pod_line(pod, work), pod_table(pod, work)]
     print("\n\n".join(lines))
-    if flags.results is not None:
-        common.write_json(
-            flags.results / "scaling.json", {"machine": common.machine(), "rows": rows, "laws": found}
-        )
-        (flags.results / "scaling.md").write_text("\n\n".join(lines) + "\n")
+    if folder is not None:
+        common.write_json(folder / "scaling.json", {"machine": common.machine(), "rows": rows, "laws": found})
+        (folder / "scaling.md").write_text("\n\n".join(lines) + "\n")
         if found:
-            draw(rows, found, common.cores(), flags.results / "scaling.png")
+            draw(rows, found, common.cores(), folder / "scaling.png")
 
 
 if __name__ == "__main__":
