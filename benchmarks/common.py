@@ -234,23 +234,17 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     )
 
 
-_DECAYS = ("decay_updates", "entropy_decay")
-
-
 def lasting(config: Any, iterations: int | None) -> Any:
-    """A `RunConfig` with other meta-iterations, over which decays what decays in the preset."""
+    """A `RunConfig` with other meta-iterations, over which the step size decays if the preset's does."""
     if iterations is None:
         return config
-
-    def scaled(arguments: dict[str, Any]) -> dict[str, Any]:
-        nested = {name: scaled(value) for name, value in arguments.items() if isinstance(value, dict)}
-        decays = {name: arguments[name] for name in _DECAYS if arguments.get(name)}
+    known, optimizer = config.training.iterations, config.algorithm.get("optimizer", {})
+    if optimizer.get("decay_updates"):
         # At least one: of no iterations none takes place.
-        shorter = {name: max(1, n * iterations // config.training.iterations) for name, n in decays.items()}
-        return {**arguments, **nested, **shorter}
-
-    settings = dataclasses.replace(config.training, iterations=iterations)
-    return dataclasses.replace(config, algorithm=scaled(config.algorithm), training=settings)
+        updates = max(1, optimizer["decay_updates"] * iterations // known)
+        algorithm = {**config.algorithm, "optimizer": {**optimizer, "decay_updates": updates}}
+        config = dataclasses.replace(config, algorithm=algorithm)
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, iterations=iterations))
 
 
 def shared_in_training(config: Any) -> tuple[int, int]:

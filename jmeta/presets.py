@@ -102,7 +102,6 @@ TRIALS: dict[str, dict[str, Any]] = {
             "epochs": 2,
             "gae_lambda": 0.3,
             "entropy_weight": 0.03,
-            "entropy_decay": 18_000,
         },
         "training": {"iterations": 18_000, "num_tasks": 512, "log_every": 100, "checkpoint_every": 1000},
     },

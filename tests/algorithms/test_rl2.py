@@ -327,23 +327,6 @@ def test_every_memory_is_taken(family, policy):
     trace_an_update(family, policy)
 
 
-def test_the_entropys_weight_falls_linearly_to_nothing():
-    def update(step, **options):
-        family, algorithm = make(num_episodes=2, optimizer=optax.sgd(1.0), **options)
-        state = algorithm.init(jax.random.key(0))
-        # Away from its initialisation, where the entropy is at its maximum and has no gradient.
-        state = state._replace(params=randomised(algorithm.policy), step=jnp.asarray(step))
-        after = jax.jit(algorithm.update)(state, sampled(family, 4), jax.random.key(1))[0]
-        return after.params
-
-    decays = {"entropy_weight": 0.4, "entropy_decay": 10}
-    for step, weight in ((5, 0.2), (12, 0.0)):
-        expected = update(0, entropy_weight=weight)
-        assert_trees_close(update(step, **decays), expected, rtol=1e-5, atol=1e-8)
-    with pytest.raises(AssertionError):
-        assert_trees_close(update(0, **decays), expected, rtol=1e-2)
-
-
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
@@ -352,7 +335,6 @@ def test_the_entropys_weight_falls_linearly_to_nothing():
         ("minibatches", 0, "minibatches must be at least 1, got 0"),
         ("clip", -0.1, "clip must not be negative, got -0.1"),
         ("entropy_weight", -1.0, "entropy_weight must not be negative, got -1.0"),
-        ("entropy_decay", 0, "entropy_decay must be at least 1, got 0"),
         ("discount", 1.5, r"discount must be in \[0, 1\], got 1.5"),
         ("unroll_length", 4, "unroll_length must divide the trial's 6 steps, got 4"),
         ("tasks_per_block", 0, "tasks_per_block must be at least 1, got 0"),

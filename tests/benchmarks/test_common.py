@@ -52,14 +52,12 @@ def test_the_presets_policy_keeps_its_settings_and_another_has_its_defaults(monk
     assert other.algorithm == known.algorithm
 
 
-def test_what_decays_does_so_over_the_iterations_that_are_run():
+def test_a_step_size_decays_over_the_iterations_that_are_run():
     known = preset("rl2", "random-mdp")
     decay = known.algorithm["optimizer"]["decay_updates"]
     assert decay == known.training.iterations * known.algorithm["epochs"] * known.algorithm["minibatches"]
     short = common.rl2_config("random-mdp", "gru", iterations=known.training.iterations // 10)
     assert short.algorithm["optimizer"]["decay_updates"] == decay // 10
-    assert known.algorithm["entropy_decay"] == known.training.iterations
-    assert short.algorithm["entropy_decay"] == short.training.iterations
     assert common.lasting(known, None) == known
     none = common.lasting(known, 0)
     assert (none.training.iterations, none.algorithm["optimizer"]["decay_updates"]) == (0, 1)

@@ -48,7 +48,6 @@ def rl2(
     minibatches: int = 4,
     clip: float = 0.2,
     entropy_weight: float = 0.01,
-    entropy_decay: int | None = None,
     value_weight: float = 0.5,
     discount: float = 0.99,
     gae_lambda: float = 0.95,
@@ -73,7 +72,6 @@ def rl2(
       minibatches: parts of the trials, each an optimiser's step; they divide the tasks of a device.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
-      entropy_decay: iterations over which this weight falls linearly to 0; None keeps it.
       value_weight: weight of the critic's squared error, in units of the spread of returns over the trials.
       discount: within the trial, in [0, 1].
       gae_lambda: in [0, 1].
@@ -97,8 +95,6 @@ def rl2(
     for name, weight in weights.items():
         if weight < 0:
             raise ValueError(f"{name} must not be negative, got {weight}")
-    if entropy_decay is not None:
-        at_least_one(entropy_decay=entropy_decay)
     in_unit_interval(discount=discount, gae_lambda=gae_lambda)
     if not policy.has_critic:
         raise ValueError("rl2 needs a policy with a critic, such as mlp(..., critic=True), got one without")
@@ -125,7 +121,7 @@ def rl2(
 
         return jax.lax.scan(unroll, policy.initial_carry(), inputs)[1]
 
-    def loss(params: Params, trial: TrialBatch, entropy_weight: Array) -> tuple[Array, Array]:
+    def loss(params: Params, trial: TrialBatch) -> tuple[Array, Array]:
         steps = trial.steps
 
         def unroll(carry: PyTree, inputs: PyTree) -> PyTree:
@@ -165,14 +161,11 @@ def rl2(
         if chunk < length:
             carry = parallel.map_tasks(carries, state.params, steps.inputs, block=block)
         trials = TrialBatch(steps, carry)
-        weight = jnp.full(num_tasks, entropy_weight, float)  # all but the parameters is given for each trial
-        if entropy_decay is not None:
-            weight *= jnp.maximum(0.0, 1.0 - state.step / entropy_decay)
 
         def minibatch(loop: PyTree, chosen: Array) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
-            part = jax.tree.map(lambda x: x[chosen], (trials, weight))
-            (value, entropy), gradients = parallel.value_and_grad_over_tasks(loss, params, *part, block=block)
+            part = jax.tree.map(lambda x: x[chosen], trials)
+            (value, entropy), gradients = parallel.value_and_grad_over_tasks(loss, params, part, block=block)
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             metrics = {"loss": value, "entropy": entropy, "gradient_norm": optax.tree.norm(gradients)}
             return (optax.apply_updates(params, updates), opt_state), metrics
