@@ -6,7 +6,7 @@ results, and the process's peak memory. The law `fixed + growing x` is fitted by
 errors; x is the number of tasks, inner steps or seeds, and 1 / devices as far as each has a core. Two sizes
 give a law, three show how far from it they are.
 
-At the end the law of the tasks is taken to a pod of accelerators, on paper: `pod` states the assumptions.
+At the end the law of the tasks is taken to a pod of accelerators, on paper: `Pod` states the assumptions.
 """
 
 from __future__ import annotations
