@@ -97,13 +97,14 @@ TRIALS: dict[str, dict[str, Any]] = {
     },
     "grid-goal": _MANY_TRIALS,
     "random-mdp": {
+        "policy": {"size": 128},
         "algorithm": {
-            "optimizer": {"learning_rate": 5e-3, "decay_updates": 18_000 * 2 * 4},
+            "optimizer": {"learning_rate": 5e-3, "decay_updates": 12_000 * 2 * 4},
             "epochs": 2,
             "gae_lambda": 0.3,
             "entropy_weight": 0.03,
         },
-        "training": {"iterations": 18_000, "num_tasks": 512, "log_every": 100, "checkpoint_every": 1000},
+        "training": {"iterations": 12_000, "num_tasks": 512, "log_every": 100, "checkpoint_every": 1000},
     },
     "recommendation": _MANY_TRIALS,
 }
