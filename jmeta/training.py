@@ -55,7 +55,7 @@ def train(
       iterations: meta-iterations in all, those before a resume counted in.
       num_tasks: B, tasks of an iteration; a multiple of the number of devices.
       seed: of the initial parameters, the tasks and the episodes; below 2**31.
-      log_every: iterations in one compiled call; host work happens between calls.
+      log_every: iterations in one compiled call, but for the first, which does one; the host works between.
       checkpoint_every: iterations between checkpoints, a multiple of `log_every`; the last is always saved.
       run: the run folder.
       callback: called after each chunk.
@@ -84,10 +84,11 @@ def train(
     with jax.set_mesh(mesh):
         chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
         state, _ = chunk(state, jnp.int32(0))  # compiles, so that the first rate is a true one
+        first = done
         while done < iterations:
             started = time.perf_counter()
-            # Up to the next multiple, on which checkpoints fall, wherever an earlier call ended.
-            count = min(log_every - done % log_every, iterations - done)
+            # One at first, to be heard from soon; then up to the next multiple, on which checkpoints fall.
+            count = 1 if done == first else min(log_every - done % log_every, iterations - done)
             state, stacked = chunk(state, jnp.int32(count))
             records = _records(jax.device_get(stacked), done, count)
             done += count
@@ -144,6 +145,7 @@ def compile_chunk(
     new state and the metrics, each [length]; entries past the count are zero.
     """
 
+    @jax.jit
     def iteration(state: TrainState) -> tuple[TrainState, Metrics]:
         key_tasks, key_update = jax.random.split(jax.random.fold_in(state.key, state.meta.step))
         tasks = jax.vmap(family.sample)(parallel.task_keys(key_tasks, num_tasks))

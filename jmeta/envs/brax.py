@@ -85,11 +85,13 @@ def make(
     def observe(obs: Array) -> Array:
         return obs.at[velocities].multiply(velocity_scale)
 
+    @jax.jit
     def reset(key: Key, task: Task) -> tuple[PyTree, TimeStep]:
         with _quiet():
             state = for_task(task).reset(key)
         return state.pipeline_state, TimeStep(observe(state.obs), jnp.zeros(()), jnp.array(False))
 
+    @jax.jit
     def step(key: Key, state: PyTree, action: Array, task: Task) -> tuple[PyTree, TimeStep]:
         del key  # the physics is deterministic
         # Brax updates `metrics` in place: each step gets a dictionary of its own.
