@@ -133,17 +133,22 @@ def machine() -> dict[str, Any]:
     }
 
 
-def machine_line() -> str:
-    """What the figures were measured on, in a line."""
-    found = machine()
+def machine_apart() -> dict[str, Any]:
+    """As `machine`, from a process of its own: this one keeps off the devices that its workers take."""
+    ask = "import json; from benchmarks import common; common.start(); print(json.dumps(common.machine()))"
+    done = subprocess.run([sys.executable, "-c", ask], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    """A machine, in a line."""
     kinds = found["devices"]
     devices = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     return f"{found['cpu']}, {found['cores']} cores, devices: {devices}, jax {found['jax']}"
 
 
-def machine_folder(results: pathlib.Path) -> pathlib.Path:
-    """Where figures of this machine are kept: `results` / cpu-cores-accelerators; made if it is not there."""
-    found = machine()
+def machine_folder(results: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+    """Where figures of a machine are kept: `results` / cpu-cores-accelerators; made if it is not there."""
     kinds = [kind for kind in dict.fromkeys(found["devices"]) if kind != "cpu"]
     name = " ".join([found["cpu"], str(found["cores"]), "cores", *kinds])
     folder = results / re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -263,6 +268,21 @@ def fresh_tasks(family: Any, num_tasks: int, key: Any) -> tuple[Any, Any]:
     return tasks, parallel.task_keys(key_run, num_tasks)
 
 
+def trial_of(family: Any, policy: Any, num_episodes: int) -> Callable[..., Any]:
+    """A trial as a function of (params, task, key), its memory empty at first.
+
+    Its result are the steps as a `Rollout` [E T, ...] and the returns [E].
+    """
+    from jmeta import rollouts
+    from jmeta.types import Adapted
+
+    def trial(params: Any, task: Any, key: Any) -> Any:
+        empty = Adapted(params, policy.initial_carry())
+        return rollouts.trial(family.env, policy, empty, task, key, num_episodes)[1:]
+
+    return trial
+
+
 def trial_player(
     family: Any, policy: Any, num_episodes: int, num_tasks: int, keep: Callable[..., Any]
 ) -> Callable[[Any, Any], Any]:
@@ -280,13 +300,12 @@ def trial_player(
     """
     import jax
 
-    from jmeta import parallel, rollouts
-    from jmeta.types import Adapted
+    from jmeta import parallel
+
+    trial = trial_of(family, policy, num_episodes)
 
     def one(params: Any, task: Any, key: Any) -> Any:
-        empty = Adapted(params, policy.initial_carry())
-        _, steps, returns = rollouts.trial(family.env, policy, empty, task, key, num_episodes)
-        return keep(task, steps, returns)
+        return keep(task, *trial(params, task, key))
 
     @jax.jit
     def compiled(params: Any, key: Any) -> Any:

@@ -33,6 +33,7 @@ JMETA = "jmeta"
 TOLERANCE = 1e-4  # of a meta-gradient, relative
 FAMILIES = ("point-goal", "half-cheetah-direction", "ant-direction")  # known to both sides
 PROBLEMS = ("bandit", "random-mdp")  # likewise
+SIDES = ("eager", "vmap", "compile", "eager x cores", "vmap x cores", "compile x cores")  # of PyTorch
 RL2 = "rl2"
 
 
@@ -50,7 +51,7 @@ class Flags:
     """Tasks of the stored batch."""
     gradient_steps: tuple[int, ...] = (1, 3, 5)
     """Inner steps on it."""
-    sides: tuple[str, ...] = ("eager", "vmap", "compile", "eager x cores", "vmap x cores", "compile x cores")
+    sides: tuple[str, ...] = SIDES
     """Sides of PyTorch."""
     problems: tuple[str, ...] = PROBLEMS
     """Task families of whole iterations of RL², at its presets."""
@@ -102,10 +103,9 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
     import jax.numpy as jnp
     import optax
 
-    from jmeta import parallel, rollouts, runtime, training
+    from jmeta import parallel, runtime, training
     from jmeta.algorithms.gradient import outer
     from jmeta.runs.config import build
-    from jmeta.types import Adapted
 
     config = config_of(case)
     runtime.configure(num_tasks=case.tasks // config.algorithm.get("minibatches", 1))
@@ -115,10 +115,7 @@ def jmeta_side(case: Case) -> tuple[Callable[[], dict[str, float]], Callable[[],
     jax.set_mesh(mesh)
     if case.outer == RL2:
         block = parallel.tasks_per_block(1)
-
-        def play(params: Any, task: Any, key: Any) -> Any:
-            empty = Adapted(params, policy.initial_carry())
-            return rollouts.trial(family.env, policy, empty, task, key, family.env.spec.trial_episodes)[1]
+        play = common.trial_of(family, policy, family.env.spec.trial_episodes)
     else:
         apart = ("name", "optimizer", "inner_optimizer")  # the inner one is SGD on both sides
         arguments = {name: value for name, value in config.algorithm.items() if name not in apart}
@@ -439,10 +436,10 @@ def main() -> None:
         serve(Case(**json.loads(sys.argv[2])))
         return
     flags = common.parse(Flags, __doc__)
-    for name, known in (("families", FAMILIES), ("problems", PROBLEMS)):
-        for family in getattr(flags, name):
-            if family not in known:
-                common.fail(f"{name} must be among {', '.join(known)}, got {family!r}")
+    for name, known in (("families", FAMILIES), ("problems", PROBLEMS), ("sides", SIDES)):
+        for given in getattr(flags, name):
+            if given not in known:
+                common.fail(f"{name} must be among {', '.join(known)}, got {given!r}")
     if flags.outer not in ("trpo", "adam"):
         common.fail(f"outer must be trpo or adam, got {flags.outer!r}")
     common.at_least(1, tasks=flags.tasks, repeats=flags.repeats)
@@ -453,11 +450,11 @@ def main() -> None:
         common.fail("PyTorch is not installed: pip install '.[benchmarks]'")
     from jmeta.presets import preset
 
-    results = None
+    results, machine = None, common.machine_apart()
     if flags.results is not None:
         common.pyplot()
-        results = common.machine_folder(flags.results)
-    lines = [f"{common.machine_line()}, torch {torch.__version__}; medians of {flags.repeats}"]
+        results = common.machine_folder(flags.results, machine)
+    lines = [f"{common.machine_line(machine)}, torch {torch.__version__}; medians of {flags.repeats}"]
     found: dict[str, list[Row]] = {"gradients": [], "iterations": [], "curves": []}
 
     def show(kind: str, title: str, rows: list[Row], text: str) -> None:
@@ -466,7 +463,7 @@ def main() -> None:
         print(f"{title}\n\n{text}\n", flush=True)
         if results is not None:  # hours in all: what is there is kept
             (results / "compare.md").write_text("\n\n".join(lines) + "\n")
-            common.write_json(results / "compare.json", {"machine": common.machine(), **found})
+            common.write_json(results / "compare.json", {"machine": machine, **found})
             draw(*found.values(), results / "compare.png")
 
     def compare(kind: str, title: str, case: Case, sides: tuple[str, ...]) -> list[Row]:

@@ -183,7 +183,7 @@ def main() -> None:
     print(
         f"\n{flags.family}: return after k adaptation steps, mean [95 % interval] over {flags.seeds} seeds x"
     )
-    print(f"{flags.tasks} fresh tasks; {common.machine_line()}\n")
+    print(f"{flags.tasks} fresh tasks; {common.machine_line(common.machine())}\n")
     print(common.markdown(header, cells))
 
 

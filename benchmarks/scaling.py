@@ -153,6 +153,11 @@ def fit(x: list[float], y: list[float]) -> Law:
     return Law(float(fixed), float(growing), float(errors.max()) if len(set(x)) > 2 else None)
 
 
+def abscissa(sweep: str, size: Any) -> Any:
+    """The x of a law."""
+    return 1.0 / size if sweep == "devices" else 1.0 * size
+
+
 def laws(rows: list[Row], cores: int) -> dict[str, dict[str, Law]]:
     """By sweep, the laws of seconds and of a device's memory, where two sizes or more were measured."""
     found = {}
@@ -162,7 +167,7 @@ def laws(rows: list[Row], cores: int) -> dict[str, dict[str, Law]]:
             of_sweep = [row for row in of_sweep if row.case.devices <= cores]
         if len({row.case.size for row in of_sweep}) < 2:
             continue
-        x = [1.0 / row.case.size if sweep == "devices" else float(row.case.size) for row in of_sweep]
+        x = [abscissa(sweep, row.case.size) for row in of_sweep]
         found[sweep] = {
             "seconds": fit(x, [row.seconds for row in of_sweep]),
             "MiB": fit(x, [row.temporary for row in of_sweep]),
@@ -306,7 +311,7 @@ def draw(rows: list[Row], found: dict[str, dict[str, Law]], cores: int, path: pa
             strict=True,
         ):
             law = found[sweep][quantity]
-            line = law.fixed + law.growing * (1 / x if sweep == "devices" else x)
+            line = law.fixed + law.growing * abscissa(sweep, x)
             axis.plot(x, line, color="0.6", label="law")
             axis.plot(sizes, values, "o", label="measured")
             axis.set(xscale="log", yscale="log", ylabel=quantity)
@@ -333,10 +338,10 @@ def main() -> None:
     for devices in flags.devices:
         if flags.base_tasks % devices:
             common.fail(f"devices must divide the {flags.base_tasks} tasks, got {devices}")
-    folder = None
+    folder, machine = None, common.machine_apart()
     if flags.results is not None:
         common.pyplot()
-        folder = common.machine_folder(flags.results)
+        folder = common.machine_folder(flags.results, machine)
     rows = []
     for case in cases(flags):
         rows.append(Row(**{**common.in_own_process("benchmarks.scaling", case), "case": case}))
@@ -344,7 +349,7 @@ def main() -> None:
     found = laws(rows, common.cores())
     title = (
         f"A meta-iteration of {flags.family}, {flags.episodes} episodes; {flags.base_tasks} tasks, one inner "
-        f"step, one device, one seed unless varied; {common.machine_line()}; median of {flags.repeats}"
+        f"step, one device, one seed unless varied; {common.machine_line(machine)}; median of {flags.repeats}"
     )
     lines = [title, row_table(rows), law_table(found)]
     if "tasks" in found:
@@ -352,7 +357,7 @@ def main() -> None:
         lines += [pod_line(pod, work), pod_table(pod, work)]
     print("\n\n".join(lines))
     if folder is not None:
-        common.write_json(folder / "scaling.json", {"machine": common.machine(), "rows": rows, "laws": found})
+        common.write_json(folder / "scaling.json", {"machine": machine, "rows": rows, "laws": found})
         (folder / "scaling.md").write_text("\n\n".join(lines) + "\n")
         if found:
             draw(rows, found, common.cores(), folder / "scaling.png")

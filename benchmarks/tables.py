@@ -218,7 +218,7 @@ def learned(flags: Flags, column: str, config: Any) -> Figure:
     note = (
         f"{config.training.iterations} iterations, {minutes:.1f} minutes, {env_steps / 1e6:.1f} million steps"
         + (f" a seed; seeds {means}" if flags.seeds > 1 else "")
-        + f"; {common.machine_line()}"
+        + f"; {common.machine_line(common.machine())}"
     )
     return over_seeds(np.stack(totals), note)
 

@@ -42,7 +42,7 @@ class Case:
     """One measurement, made in a process of its own."""
 
     family: str
-    outer: str  # ppo or trpo
+    outer: str  # of those in `OUTER`
     num_tasks: int
     num_episodes: int
     repeats: int
@@ -51,6 +51,7 @@ class Case:
 
 OUTER: dict[str, dict[str, Any]] = {
     "ppo": {},  # the preset: Adam on the clipped objective, several epochs
+    "ppo, 5 epochs": {"outer_epochs": 5},  # as many as ProMP's authors take
     "trpo": {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1},
 }
 

@@ -128,19 +128,16 @@ def measure(name: str, length: int, flops_per_second: float, flags: Flags) -> Ro
     import jax
     import jax.numpy as jnp
 
-    from jmeta import parallel, rollouts, training
+    from jmeta import parallel, training
     from jmeta.runs.config import build
-    from jmeta.types import Adapted
 
     family, policy, algorithm = build(config_of(name, length))
 
-    def sample(params: Any, tasks: Any, key: Any) -> Any:
-        def one(params: Any, task: Any, key: Any) -> Any:
-            empty = Adapted(params, policy.initial_carry())
-            return rollouts.trial(family.env, policy, empty, task, key, num_episodes=1)[1:]
+    trial = common.trial_of(family, policy, num_episodes=1)
 
+    def sample(params: Any, tasks: Any, key: Any) -> Any:
         keys = parallel.task_keys(key, flags.trials)
-        return parallel.map_tasks(one, params, tasks, keys, block=parallel.tasks_per_block(1))
+        return parallel.map_tasks(trial, params, tasks, keys, block=parallel.tasks_per_block(1))
 
     state, key = training.initial_state(algorithm, seed=0), jax.random.key(1)
     tasks = jax.vmap(family.sample)(parallel.task_keys(key, flags.trials))

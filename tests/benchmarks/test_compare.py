@@ -50,10 +50,9 @@ def test_a_picture_has_a_panel_for_each_comparison(tmp_path):
     assert (tmp_path / "compare.png").stat().st_size > 1000
 
 
-def test_the_machine_has_a_folder_of_its_own(tmp_path, monkeypatch):
+def test_the_machine_has_a_folder_of_its_own(tmp_path):
     known = {"cpu": "Some CPU (R) 3.0", "cores": 8, "devices": ["cpu", "NVIDIA H200", "NVIDIA H200"]}
-    monkeypatch.setattr(common, "machine", lambda: known)
-    folder = common.machine_folder(tmp_path / "results")
+    folder = common.machine_folder(tmp_path / "results", known)
     assert folder == tmp_path / "results" / "some-cpu-r-3-0-8-cores-nvidia-h200" and folder.is_dir()
 
 
@@ -62,6 +61,7 @@ def test_the_machine_has_a_folder_of_its_own(tmp_path, monkeypatch):
     [
         (["--families", "ant"], "families must be among point-goal, .*, got 'ant'"),
         (["--problems", "mdp"], "problems must be among bandit, random-mdp, got 'mdp'"),
+        (["--sides", "jit"], "sides must be among eager, .*, compile x cores, got 'jit'"),
         (["--outer", "sgd"], "outer must be trpo or adam, got 'sgd'"),
         (["--curve", "-1"], "curve must be at least 0, got -1"),
     ],
