@@ -1,4 +1,7 @@
-"""Environments of several tasks at once, as a good user of PyTorch has them: vectorised NumPy and MuJoCo."""
+"""Environments of several tasks at once, as a good user of PyTorch has them: vectorised NumPy and MuJoCo.
+
+Tasks, observations and rewards are those of jmeta's families of the same names.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 MAX_STEP = 0.1  # of the point, as in jmeta.envs.point_mass
-SCALE_OF_VELOCITIES = 0.1  # in observations, as in jmeta's
+SCALE_OF_VELOCITIES = 0.1  # in observations, as in jmeta.envs.brax
+ROBOTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "half-cheetah-direction": ("HalfCheetah-v5", {}),
+    "half-cheetah-velocity": ("HalfCheetah-v5", {}),
+    "ant-direction": ("Ant-v5", {"include_cfrc_ext_in_observation": False}),
+}
 
 
 class Envs(Protocol):
@@ -17,23 +25,32 @@ class Envs(Protocol):
     obs_size: int
     action_size: int
 
+    def draw(self) -> None:
+        """Fresh tasks, before `reset`."""
+        ...
+
     def reset(self) -> np.ndarray:
         """Starts every episode anew: observations [B, N, D]."""
         ...
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Actions [B, N, A] -> observations [B, N, D], rewards [B, N], terminated [B, N]."""
+        """Actions [B, N, A] -> observations [B, N, D], rewards [B, N], whether it has ended [B, N]."""
         ...
 
 
 class PointGoal:
-    """`jmeta.tasks.point_goal`: a point that is rewarded for being near an unseen goal."""
+    """A point that is rewarded for being near an unseen goal."""
 
     obs_size, action_size = 2, 2
 
     def __init__(self, tasks: int, episodes: int, seed: int) -> None:
-        self.goal = np.random.default_rng(seed).uniform(-0.5, 0.5, (tasks, 1, 2)).astype(np.float32)
+        self.rng = np.random.default_rng(seed)
         self.shape = (tasks, episodes, 2)
+
+    def draw(self) -> None:
+        cell = self.rng.integers(15, size=self.shape[0])  # of a 4 by 4 grid; the last is held out
+        corner = np.stack([cell // 4, cell % 4], -1) / 4 - 0.5
+        self.goal = (corner + self.rng.uniform(0, 0.25, corner.shape)).astype(np.float32)[:, None]
 
     def reset(self) -> np.ndarray:
         self.position = np.zeros(self.shape, np.float32)
@@ -45,63 +62,66 @@ class PointGoal:
         return self.position, -np.linalg.norm(away, axis=-1), (np.abs(away) < 0.01).all(-1)
 
 
-class MujocoDirection:
-    """Gymnasium's half-cheetah or ant, one direction a task, with jmeta's observations and rewards."""
+class Mujoco:
+    """Gymnasium's robots, one after the other, as its `SyncVectorEnv` but without its copies.
 
-    def __init__(self, name: str, tasks: int, episodes: int, seed: int) -> None:
-        self.ant = name == "ant-direction"
-        self.shape = (tasks, episodes)
-        self.direction = np.random.default_rng(seed).choice([-1.0, 1.0], (tasks, 1)).astype(np.float32)
+    An episode that has ended is not stepped on.
+    """
+
+    def __init__(self, family: str, tasks: int, episodes: int, seed: int) -> None:
+        self.family, self.shape = family, (tasks, episodes)
+        self.rng = np.random.default_rng(seed)
+        name, arguments = ROBOTS[family]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the model file, on import
             import gymnasium
-            from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-            make = self._ant if self.ant else self._half_cheetah
-            self.envs = SyncVectorEnv(
-                [lambda: make(gymnasium)] * (tasks * episodes), autoreset_mode=AutoresetMode.DISABLED
-            )
-        self.obs_size = self.envs.single_observation_space.shape[0]
-        self.action_size = self.envs.single_action_space.shape[0]
-        self.velocities = self.envs.envs[0].unwrapped.model.nv
-        self.seed: int | None = seed
+            robots = [gymnasium.make(name, **arguments) for _ in range(tasks * episodes)]
+        self.robots: list[Any] = [robot.unwrapped for robot in robots]
+        for index, robot in enumerate(self.robots):
+            robot.reset(seed=seed + index)
+        self.obs_size = self.robots[0].observation_space.shape[0]
+        self.action_size = self.robots[0].action_space.shape[0]
+        self.velocities = self.robots[0].model.nv
 
-    @staticmethod
-    def _half_cheetah(gymnasium: Any) -> Any:
-        return gymnasium.make("HalfCheetah-v5", ctrl_cost_weight=0.1, disable_env_checker=True)
-
-    @staticmethod
-    def _ant(gymnasium: Any) -> Any:
-        return gymnasium.make(
-            "Ant-v5",
-            include_cfrc_ext_in_observation=False,
-            contact_cost_weight=0.0,
-            ctrl_cost_weight=0.005,
-            healthy_reward=0.05,
-            disable_env_checker=True,
-        )
-
-    def _observations(self, obs: np.ndarray) -> np.ndarray:
-        obs = obs.astype(np.float32)
-        obs[:, -self.velocities :] *= SCALE_OF_VELOCITIES
-        return obs.reshape(*self.shape, -1)
+    def draw(self) -> None:
+        tasks = (self.shape[0], 1)
+        if self.family == "half-cheetah-velocity":
+            speed = self.rng.uniform(0, 1.75, tasks)
+            self.task = np.where(speed < 1, speed, speed + 0.25)  # those from 1 to 1.25 m/s are held out
+        else:
+            self.task = self.rng.choice([-1.0, 1.0], tasks)
 
     def reset(self) -> np.ndarray:
-        obs, _ = self.envs.reset(seed=self.seed)
-        self.seed = None
-        return self._observations(obs)
+        self.obs = np.stack([robot.reset()[0] for robot in self.robots])
+        self.ended = np.zeros(len(self.robots), bool)
+        return self._observations()
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        flat = np.clip(action, -1, 1).reshape(-1, self.action_size)
-        obs, reward, terminated, _, info = self.envs.step(flat)
-        # Gymnasium pays for running forward: turned round where the task is to run backward.
-        forward = info["reward_forward" if self.ant else "reward_run"].reshape(self.shape)
-        reward = reward.reshape(self.shape) + (self.direction - 1) * forward
-        return self._observations(obs), reward.astype(np.float32), terminated.reshape(self.shape)
+        clipped = np.clip(action, -1, 1)
+        velocity = np.zeros(len(self.robots))
+        for index, one in enumerate(clipped.reshape(len(self.robots), -1)):
+            if not self.ended[index]:
+                self.obs[index], _, self.ended[index], _, info = self.robots[index].step(one)
+                velocity[index] = info["x_velocity"]
+        reward = self._reward(velocity.reshape(self.shape), (clipped**2).sum(-1)).astype(np.float32)
+        return self._observations(), reward, self.ended.reshape(self.shape).copy()
+
+    def _reward(self, velocity: np.ndarray, effort: np.ndarray) -> np.ndarray:
+        if self.family == "half-cheetah-velocity":
+            return -np.abs(velocity - self.task) - 0.05 * effort
+        if self.family == "half-cheetah-direction":
+            return self.task * velocity - 0.1 * effort
+        return self.task * velocity + 0.05 - 0.005 * effort
+
+    def _observations(self) -> np.ndarray:
+        obs = self.obs.astype(np.float32)
+        obs[:, -self.velocities :] *= SCALE_OF_VELOCITIES
+        return obs.reshape(*self.shape, -1)
 
 
 def make(family: str, tasks: int, episodes: int, seed: int) -> Envs:
     """The environments of a family's tasks."""
     if family == "point-goal":
         return PointGoal(tasks, episodes, seed)
-    return MujocoDirection(family, tasks, episodes, seed)
+    return Mujoco(family, tasks, episodes, seed)

@@ -1,13 +1,14 @@
 """MAML in PyTorch: sampling and derivatives of a share of the tasks, in one process or in one a core.
 
 Three ways to take the derivatives, as users do: `eager`, a tape and a loop over the tasks (as learn2learn
-and garage); `vmap`, `torch.func` over all tasks at once; `compile`, one task's derivatives compiled.
+and garage); `vmap`, `torch.func` over the tasks, a few at once; `compile`, one task's derivatives compiled.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import multiprocessing
 import os
@@ -28,25 +29,25 @@ from benchmarks.pytorch.policy_gradient import Batch, Params, TaskData
 STYLES = ("eager", "vmap", "compile")
 
 
+# Tasks at once of `vmap`: of 1 to 20 the fastest on two cores, and what bounds its memory.
+CHUNK = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is trained, and how; the same on jmeta's side."""
+    """What is trained, and how; the numbers are jmeta's."""
 
     family: str
     tasks: int
-    episodes: int = 20
-    horizon: int = 100
-    inner_steps: int = 1
-    inner_learning_rate: float = 0.1
-    discount: float = 0.99
-    outer: str = "trpo"  # or adam: PPO epochs
-    epochs: int = 5
-    learning_rate: float = 1e-3
-    max_kl: float = 0.01
-    cg_iterations: int = 10
-    cg_damping: float = 0.01
-    backtrack_ratio: float = 0.8
-    max_backtracks: int = 15
+    episodes: int
+    horizon: int
+    inner_steps: int
+    inner_learning_rate: float
+    discount: float
+    gae_lambda: float
+    normalize_advantages: bool
+    epochs: int
+    optimizer: dict[str, Any]  # "name", trpo or adam, and its arguments
 
 
 def flatten(params: Params) -> Tensor:
@@ -71,25 +72,27 @@ class Share:
         self.seed = seed
         self.data: TaskData
         self.each: list[TaskData]
-        loss = pg.surrogate if setting.outer == "trpo" else pg.clipped_surrogate
-        gradient = pg.gradient_by_tape if style == "eager" else pg.gradient_by_function
-
-        def adapted(params: Params, data: TaskData) -> Params:
-            return pg.adapt(params, data.pre, setting.inner_learning_rate, gradient)
+        self.params: Params  # where `curvature` is taken
+        self.slope: Tensor  # of the divergence there; eager's graph of it is kept for all products
+        rate = setting.inner_learning_rate
+        loss = pg.surrogate if setting.optimizer["name"] == "trpo" else pg.clipped_surrogate
+        gradient: pg.Gradient = pg.gradient_by_function
+        plain_gradient: pg.Gradient = pg.gradient_by_function
+        if style == "eager":
+            gradient = pg.gradient_by_tape
+            plain_gradient = functools.partial(pg.gradient_by_tape, again=False)
 
         def after(params: Params, data: TaskData) -> Tensor:
-            return loss(adapted(params, data), data.post)
+            return loss(pg.adapt(params, data.pre, rate, gradient), data.post)
 
         def kl(params: Params, data: TaskData) -> Tensor:
-            return pg.divergence(adapted(params, data), data)
+            return pg.divergence(pg.adapt(params, data.pre, rate, gradient), data)
 
         def curvature(params: Params, vector: Params, data: TaskData) -> Params:
-            """The Hessian of the divergence times a vector, forward over reverse."""
-            slope = torch.func.grad(lambda p: kl(p, data))
-            return torch.func.jvp(slope, (params,), (vector,))[1]
+            return pg.fisher_product(params, vector, data, rate)
 
         def loss_and_kl(params: Params, data: TaskData) -> tuple[Tensor, Tensor]:
-            new = adapted(params, data)
+            new = tuple(p.detach() for p in pg.adapt(params, data.pre, rate, plain_gradient))
             return loss(new, data.post), pg.divergence(new, data)
 
         self._after, self._kl = after, kl
@@ -100,16 +103,17 @@ class Share:
         }
         over = {"gradient": (None, 0), "curvature": (None, None, 0), "loss_and_kl": (None, 0)}
         if style == "vmap":
-            functions = {name: torch.func.vmap(f, over[name]) for name, f in functions.items()}
+            functions = {
+                name: torch.func.vmap(f, over[name], chunk_size=CHUNK) for name, f in functions.items()
+            }
         elif style == "compile":
             functions = {name: torch.compile(f) for name, f in functions.items()}
         self.functions = functions
 
-    def _sample(self, params: Params) -> tuple[Batch, Tensor, Tensor]:
-        """Episodes of every task under its parameters [B, ...], and the returns' mean and distribution."""
+    def _sample(self, params: Params) -> tuple[Batch, float, Tensor]:
+        """Episodes of every task under its parameters [B, ...], the sum of their rewards, and their means."""
         setting = self.setting
-        if self.envs is None:
-            self.envs = environments.make(setting.family, self.tasks, setting.episodes, self.seed)
+        assert self.envs is not None
         obs, alive = torch.from_numpy(self.envs.reset()), torch.ones(self.tasks, setting.episodes)
         # A layer of every task is one batched product.
         layers = tuple(p if p.ndim == 3 else p[:, None] for p in params)
@@ -123,28 +127,39 @@ class Share:
             alive = alive * torch.from_numpy(1 - terminated.astype(np.float32))
             obs = torch.from_numpy(new_obs)
         obs, action, log_prob, reward, mask, mean = (torch.stack(x, 2) for x in zip(*steps, strict=True))
-        advantage = pg.advantages(obs, reward, mask, setting.discount)
-        return Batch(obs, action, log_prob, advantage, mask), reward.sum((1, 2)).mean(), mean
+        advantage = pg.advantages(
+            obs,
+            reward,
+            mask,
+            discount=setting.discount,
+            gae_lambda=setting.gae_lambda,
+            normalize=setting.normalize_advantages,
+        )
+        return Batch(obs, action, log_prob, advantage, mask), reward.sum().item(), mean
 
     @torch.no_grad()
     def collect(self, flat: Tensor) -> tuple[float, float, float]:
-        """Data of every inner step and of the adapted policies; returns before and after, and steps taken."""
+        """Takes data of fresh tasks: of every inner step, and of the adapted policies.
+
+        Returns the sums of all rewards before and after, and the steps that were taken.
+        """
+        setting = self.setting
+        if self.envs is None:
+            self.envs = environments.make(setting.family, self.tasks, setting.episodes, self.seed)
+        self.envs.draw()
         params = tuple(p.expand(self.tasks, *p.shape) for p in unflatten(flat, self.shapes))
-        pre, before, taken = [], 0.0, 0.0
-        step = torch.func.vmap(torch.func.grad(pg.surrogate))
-        for k in range(self.setting.inner_steps):
-            batch, mean_return, _ = self._sample(params)
-            before = before if k else mean_return.item()
-            taken += batch.mask.sum().item()
+        pre, rewards = [], []
+        slopes = torch.func.vmap(torch.func.grad(pg.surrogate))
+        for _ in range(setting.inner_steps):
+            batch, total, _ = self._sample(params)
             pre.append(batch)
-            slope = step(params, batch)
-            rate = self.setting.inner_learning_rate
-            params = tuple(p - rate * g for p, g in zip(params, slope, strict=True))
+            rewards.append(total)
+            rate = setting.inner_learning_rate
+            params = tuple(p - rate * g for p, g in zip(params, slopes(params, batch), strict=True))
         post, after, mean = self._sample(params)
         stacked = Batch(*(torch.stack(x, 1) for x in zip(*pre, strict=True)))
         self._keep(TaskData(stacked, post, mean, params[-1].clamp(min=pg.MIN_LOG_STD)))
-        episodes = self.setting.episodes
-        return before / episodes, after.item() / episodes, taken + post.mask.sum().item()
+        return rewards[0], after, stacked.mask.sum().item() + post.mask.sum().item()
 
     def load(self, data: Any) -> None:
         """Takes data [B, ...] as nested tuples of arrays in place of collecting it."""
@@ -179,17 +194,22 @@ class Share:
             self._after(params, task).backward()
         return flatten(tuple(p.grad for p in params))
 
-    def curvature(self, flat: Tensor, vector: Tensor) -> Tensor:
+    def linearize(self, flat: Tensor) -> None:
+        """Says where `curvature` is taken: at the parameters that collected the data."""
+        self.params = unflatten(flat, self.shapes)
+        if self.style == "eager":
+            self.params = tuple(p.detach().requires_grad_() for p in self.params)
+            slopes = (
+                torch.autograd.grad(self._kl(self.params, task), self.params, create_graph=True)
+                for task in self.each
+            )
+            self.slope = sum(flatten(slope) for slope in slopes)
+
+    def curvature(self, vector: Tensor) -> Tensor:
         """Sum over the tasks of the divergence's Hessian times a vector."""
-        params, direction = unflatten(flat, self.shapes), unflatten(vector, self.shapes)
         if self.style != "eager":
-            return self._sum_like_params("curvature", params, direction)
-        params = tuple(p.detach().requires_grad_() for p in params)
-        total = torch.zeros_like(flat)
-        for task in self.each:
-            slope = torch.autograd.grad(self._kl(params, task), params, create_graph=True)
-            total += flatten(torch.autograd.grad(flatten(slope) @ vector, params))
-        return total
+            return self._sum_like_params("curvature", self.params, unflatten(vector, self.shapes))
+        return flatten(torch.autograd.grad(self.slope @ vector, self.params, retain_graph=True))
 
     def loss_and_kl(self, flat: Tensor) -> Tensor:
         """Sums over the tasks [2] of the loss after adaptation and of the divergence."""
@@ -204,6 +224,10 @@ class Share:
     def memory(self) -> float:
         """Peak of this process, MiB."""
         return common.peak_memory()
+
+    def forget_memory(self) -> None:
+        """The peak is that from here on."""
+        common.forget_peak_memory()
 
 
 def _serve(pipe: Connection, arguments: tuple[Any, ...]) -> None:
@@ -224,7 +248,8 @@ class Learner:
         shapes = tuple(torch.tensor(p) for p in params)
         self.setting, self.processes = setting, processes
         self.flat = flatten(shapes)
-        self.adam = torch.optim.Adam([self.flat], lr=setting.learning_rate)
+        if setting.optimizer["name"] == "adam":
+            self.adam = torch.optim.Adam([self.flat], lr=setting.optimizer["learning_rate"])
         if processes == 1:
             self.share = Share(setting, style, shapes, setting.tasks, seed, common.cores())
             return
@@ -271,50 +296,65 @@ class Learner:
         started = time.perf_counter()
         found = self.call("collect", self.flat)
         sampled = time.perf_counter()
-        if self.setting.outer == "trpo":
+        if self.setting.optimizer["name"] == "trpo":
             self._trpo()
         else:
             for _ in range(self.setting.epochs):
                 self.flat.grad = self.mean("gradient", self.flat)
                 self.adam.step()
         done = time.perf_counter()
-        before, after, steps = np.transpose(found)
+        before, after, steps = np.sum(found, 0)
+        episodes = self.setting.tasks * self.setting.episodes
         return {
             "sampling": sampled - started,
             "update": done - sampled,
-            "return_before": before.sum() / self.setting.tasks,
-            "return_after": after.sum() / self.setting.tasks,
-            "env_steps": steps.sum(),
+            "return_before": before / episodes,
+            "return_after": after / episodes,
+            "env_steps": steps,
         }
 
     def _trpo(self) -> None:
-        setting, gradient = self.setting, self.mean("gradient", self.flat)
+        optimizer, gradient = self.setting.optimizer, self.mean("gradient", self.flat)
+        self.call("linearize", self.flat)
 
         def damped(vector: Tensor) -> Tensor:
-            return self.mean("curvature", self.flat, vector) + setting.cg_damping * vector
+            return self.mean("curvature", vector) + optimizer["cg_damping"] * vector
 
-        # Conjugate gradient.
-        direction = torch.zeros_like(gradient)
-        residual, search = gradient.clone(), gradient.clone()
-        square = residual @ residual
-        for _ in range(setting.cg_iterations):
-            product = damped(search)
-            step = square / (search @ product)
-            direction += step * search
-            residual -= step * product
-            new_square = residual @ residual
-            search = residual + new_square / square * search
-            square = new_square
-        curvature = direction @ damped(direction)
-        full_step = -direction * torch.sqrt(2 * setting.max_kl / curvature)
+        direction, curvature = conjugate_gradient(damped, gradient, optimizer["cg_iterations"])
+        full_step = -direction * torch.sqrt(2 * optimizer["max_kl"] / curvature)
         loss_before, _ = self.mean("loss_and_kl", self.flat)
-        for tried in range(setting.max_backtracks + 1):
-            candidate = self.flat + setting.backtrack_ratio**tried * full_step
+        for tried in range(optimizer["max_backtracks"] + 1):
+            candidate = self.flat + optimizer["backtrack_ratio"] ** tried * full_step
             loss, kl = self.mean("loss_and_kl", candidate)
-            if loss < loss_before and kl <= setting.max_kl:
+            if loss < loss_before and kl <= optimizer["max_kl"]:
                 self.flat = candidate
                 return
 
     def memory(self) -> float:
         """Peak of all processes, MiB."""
         return common.peak_memory() + (sum(self.call("memory")) if self.processes > 1 else 0.0)
+
+    def forget_memory(self) -> None:
+        """The peak is that from here on."""
+        common.forget_peak_memory()
+        self.call("forget_memory")
+
+
+def conjugate_gradient(
+    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Solves A x = b, from x = 0, and gives x^T A x; ends early where jmeta does."""
+    x, residual, search = torch.zeros_like(b), b.clone(), b.clone()
+    square = residual @ residual
+    smallest = 1e-10 * square
+    for _ in range(iterations):
+        image = product(search)
+        step = square / (search @ image)
+        x = x + step * search
+        residual = residual - step * image
+        new_square = residual @ residual
+        search = residual + new_square / square * search
+        square = new_square
+        if square <= smallest:
+            break
+    return x, x @ (b - residual)

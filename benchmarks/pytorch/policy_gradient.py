@@ -1,8 +1,8 @@
 """The mathematics of one task in PyTorch: policy, surrogate, inner steps, divergence; and advantages.
 
 Parameters are a flat tuple of tensors: kernels and biases of the layers in turn, then the log standard
-deviation. The estimators are those of `jmeta`: likelihood-ratio surrogates divided by N T, advantages from
-a linear baseline refitted for every task and step, normalised for each task.
+deviation. The estimators are those of `jmeta`: likelihood-ratio surrogates divided by N T, generalised
+advantages over a linear baseline refitted for every task and step.
 """
 
 from __future__ import annotations
@@ -70,9 +70,11 @@ def clipped_surrogate(params: Params, batch: Batch, clip: float = 0.2) -> Tensor
 Gradient = Callable[[Callable[[Params, Batch], Tensor], Params, Batch], Params]
 
 
-def gradient_by_tape(loss: Callable[[Params, Batch], Tensor], params: Params, batch: Batch) -> Params:
-    """Gradient that can be differentiated again, by the tape."""
-    return torch.autograd.grad(loss(params, batch), params, create_graph=True)
+def gradient_by_tape(
+    loss: Callable[[Params, Batch], Tensor], params: Params, batch: Batch, again: bool = True
+) -> Params:
+    """Gradient by the tape, that can be differentiated again if so asked."""
+    return torch.autograd.grad(loss(params, batch), params, create_graph=again)
 
 
 def gradient_by_function(loss: Callable[[Params, Batch], Tensor], params: Params, batch: Batch) -> Params:
@@ -97,14 +99,35 @@ def divergence(params: Params, data: TaskData) -> Tensor:
     return (data.post.mask * kl).sum() / data.post.mask.sum()
 
 
-def advantages(obs: Tensor, reward: Tensor, mask: Tensor, discount: float) -> Tensor:
-    """Normalised advantages [B, N, T] of episodes of B tasks, each with a linear baseline of its own."""
+def fisher_product(params: Params, vector: Params, data: TaskData, learning_rate: float) -> Params:
+    """Hessian of the divergence times a vector at the policy that collected: J^T F J v, as in jmeta.
+
+    J is the Jacobian of the adapted outputs, F their Fisher information.
+    """
+
+    def adapted(params: Params) -> tuple[Tensor, Tensor]:
+        return output(adapt(params, data.pre, learning_rate, gradient_by_function), data.post.obs)
+
+    (_, log_std), (mean_change, log_std_change) = torch.func.jvp(adapted, (params,), (vector,))
+    weight = (data.post.mask / data.post.mask.sum())[..., None]
+    _, pull = torch.func.vjp(adapted, params)
+    return pull((weight * torch.exp(-2 * log_std) * mean_change, 2 * log_std_change))[0]
+
+
+def advantages(
+    obs: Tensor, reward: Tensor, mask: Tensor, *, discount: float, gae_lambda: float, normalize: bool
+) -> Tensor:
+    """Advantages [B, N, T] of episodes of B tasks, each with a linear baseline of its own."""
     tasks, _, horizon = reward.shape
-    returns = torch.zeros_like(reward)
-    later = torch.zeros_like(reward[..., 0])
-    for t in range(horizon - 1, -1, -1):
-        later = mask[..., t] * (reward[..., t] + discount * later)
-        returns[..., t] = later
+
+    def backward(x: Tensor, decay: float) -> Tensor:
+        sums, later = torch.empty_like(x), torch.zeros_like(x[..., 0])
+        for t in range(horizon - 1, -1, -1):
+            later = mask[..., t] * (x[..., t] + decay * later)
+            sums[..., t] = later
+        return sums
+
+    returns = backward(reward, discount)
     clipped = obs.clamp(-10, 10)
     time = (torch.arange(horizon) / 100).expand_as(reward)[..., None]
     features = torch.cat([clipped, clipped**2, time, time**2, time**3, torch.ones_like(time)], -1)
@@ -116,8 +139,11 @@ def advantages(obs: Tensor, reward: Tensor, mask: Tensor, discount: float) -> Te
     gram = gram * scale[:, :, None] * scale[:, None] + REGULARIZATION * torch.eye(gram.shape[-1])
     moment = (weighted.mT @ returns.reshape(tasks, -1, 1))[..., 0]
     coefficients = scale * torch.linalg.solve(gram, scale * moment)
-    value = (flat @ coefficients[..., None]).reshape(reward.shape)
-    advantage = mask * (returns - value)
+    value = mask * (flat @ coefficients[..., None]).reshape(reward.shape)
+    following = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)  # 0 where it has ended
+    advantage = backward(reward + discount * following - value, discount * gae_lambda)
+    if not normalize:
+        return advantage
     steps = mask.sum((1, 2), keepdim=True)
     centred = mask * (advantage - advantage.sum((1, 2), keepdim=True) / steps)
     deviation = ((centred**2).sum((1, 2), keepdim=True) / steps).sqrt()

@@ -17,24 +17,25 @@ from benchmarks import common
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """What is trained, and how."""
+    """What is trained, and how; the numbers are jmeta's."""
 
     family: str  # bandit or random-mdp
     trials: int
     episodes: int
     horizon: int
     num_actions: int
-    num_states: int = 1
-    size: int = 64
-    epochs: int = 4
-    minibatches: int = 4
-    learning_rate: float = 3e-3
-    max_grad_norm: float = 1.0
-    clip: float = 0.2
-    entropy_weight: float = 0.01
-    value_weight: float = 0.5
-    discount: float = 0.99
-    gae_lambda: float = 0.95
+    num_states: int
+    size: int
+    epochs: int
+    minibatches: int
+    learning_rate: float
+    decay_updates: int | None  # steps over which the learning rate falls to 0
+    max_grad_norm: float
+    clip: float
+    entropy_weight: float
+    value_weight: float
+    discount: float
+    gae_lambda: float
 
 
 class Trials(NamedTuple):
@@ -76,6 +77,7 @@ class Learner:
         num_obs = setting.num_states
         self.policy = Policy(num_obs + setting.num_actions + 3, setting.num_actions, setting.size)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=setting.learning_rate)
+        self.updates = 0
 
     def _draw(self) -> None:
         """Fresh tasks."""
@@ -163,6 +165,10 @@ class Learner:
         trials = Trials(inputs, action, log_prob, *self.advantages(reward, value))
         for _ in range(setting.epochs):
             for chosen in torch.randperm(setting.trials).chunk(setting.minibatches):
+                if setting.decay_updates:
+                    left = max(0.0, 1 - self.updates / setting.decay_updates)
+                    self.optimizer.param_groups[0]["lr"] = left * setting.learning_rate
+                self.updates += 1
                 self.optimizer.zero_grad()
                 self.loss(Trials(*(x[chosen] for x in trials))).backward()
                 nn.utils.clip_grad_norm_(self.policy.parameters(), setting.max_grad_norm)
@@ -178,3 +184,7 @@ class Learner:
     def memory(self) -> float:
         """Peak of this process, MiB."""
         return common.peak_memory()
+
+    def forget_memory(self) -> None:
+        """The peak is that from here on."""
+        common.forget_peak_memory()
