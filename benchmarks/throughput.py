@@ -1,8 +1,9 @@
 """How fast: environment steps/s of whole meta-iterations, beside those of the physics alone.
 
 Physics alone steps the same batch of environments with random actions, in the same blocks on the same
-devices; both sides are timed alternately in one process, after a warm-up, and the median is given. Peak
-memory is that of a process of its own for each size.
+devices; both sides are timed alternately in one process, after a warm-up, and the median is given. On both
+sides every step that is computed counts, those after an episode's end, too. Peak memory is that of a process
+of its own for each size.
 """
 
 from __future__ import annotations
@@ -65,12 +66,13 @@ def measure(case: Case) -> dict[str, Any]:
     from jmeta.presets import preset
     from jmeta.runs.config import build
 
-    runtime.configure()
+    runtime.configure(num_tasks=case.num_tasks)
     jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
     config = preset("maml", case.family)
     arguments = {**config.algorithm, **OUTER[case.outer], "num_episodes": case.num_episodes}
     family, _, algorithm = build(dataclasses.replace(config, algorithm=arguments))
     env, block = family.env, parallel.tasks_per_block(case.num_episodes)
+    steps = case.num_tasks * case.num_episodes * env.spec.horizon  # of a batch of episodes
 
     def random_episode(task: Any, key: Any) -> Any:
         key_reset, key_act, key_steps = jax.random.split(key, 3)
@@ -88,8 +90,7 @@ def measure(case: Case) -> dict[str, Any]:
             keys = jax.random.split(key, case.num_episodes)
             return jax.vmap(lambda key: random_episode(task, key))(keys)
 
-        tasks = jax.vmap(family.sample)(parallel.task_keys(key, case.num_tasks))
-        return parallel.map_tasks(one_task, (), tasks, parallel.task_keys(key, case.num_tasks), block=block)
+        return parallel.map_tasks(one_task, (), *common.fresh_tasks(family, case.num_tasks, key), block=block)
 
     def sides(devices: list[Any]) -> tuple[dict[str, Callable[[], float]], float]:
         """Both sides as functions that run once and return steps/s, and the seconds to compile training."""
@@ -97,9 +98,7 @@ def measure(case: Case) -> dict[str, Any]:
         jitted_physics = jax.jit(physics)
         chunk = training.compile_chunk(algorithm, family, num_tasks=case.num_tasks, length=1)
         with jax.set_mesh(mesh):
-            key = jax.random.key(0)
-            state = training.TrainState(jax.jit(algorithm.init)(key), key)
-            state = parallel.replicate(state, mesh)
+            state = parallel.replicate(training.initial_state(algorithm, seed=0), mesh)
             started = time.perf_counter()
             state, _ = jax.block_until_ready(chunk(state, jnp.int32(0)))
             compile_seconds = time.perf_counter() - started
@@ -108,32 +107,34 @@ def measure(case: Case) -> dict[str, Any]:
         def run_training() -> float:
             with jax.set_mesh(mesh):
                 started = time.perf_counter()
-                box[0], metrics = chunk(box[0], jnp.int32(1))
-                env_steps = int(metrics["env_steps"][0])
-                return env_steps / (time.perf_counter() - started)
+                box[0], _ = jax.block_until_ready(chunk(box[0], jnp.int32(1)))
+                seconds = time.perf_counter() - started
+            return (config.algorithm["num_inner_steps"] + 1) * steps / seconds
 
         def run_physics() -> float:
             with jax.set_mesh(mesh):
                 started = time.perf_counter()
                 jitted_physics(jax.random.key(1)).block_until_ready()
                 seconds = time.perf_counter() - started
-            return case.num_tasks * case.num_episodes * env.spec.horizon / seconds
+            return steps / seconds
 
         return {"training": run_training, "physics": run_physics}, compile_seconds
 
     every, compile_seconds = sides(jax.devices())
+    for side in every.values():
+        side()  # warm-up
+    peak_memory = common.peak_memory()
     if case.compare_devices:
         one, _ = sides(jax.devices()[:1])
         every["training_one_device"] = one["training"]
-    for side in every.values():
-        side()  # warm-up
+        one["training"]()
     rates: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(case.repeats):
         for name, side in every.items():
             rates[name].append(side())
     result: dict[str, Any] = {name: statistics.median(values) for name, values in rates.items()}
     result |= {"compile_seconds": compile_seconds, "devices": len(jax.devices())}
-    return result | {"peak_mebibytes": common.peak_memory(), "rates": rates, "machine": common.machine()}
+    return result | {"peak_mebibytes": peak_memory, "rates": rates, "machine": common.machine()}
 
 
 def main() -> None:
@@ -142,6 +143,10 @@ def main() -> None:
         print(json.dumps(measure(Case(**json.loads(sys.argv[2])))))
         return
     flags = common.parse(Flags, __doc__)
+    if not flags.tasks:
+        common.fail("tasks must be at least one number, got none")
+    common.at_least(1, tasks=min(flags.tasks), repeats=flags.repeats)
+    common.at_least(1, episodes=flags.episodes, scaling_episodes=flags.scaling_episodes)
     cases = [
         Case(
             flags.family, outer, flags.tasks[0], flags.episodes, flags.repeats, compare_devices=outer == "ppo"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +12,8 @@ from collections.abc import Callable, Sequence
 from jmeta.checks import at_least_one
 
 Work = Callable[[str, int], None]  # of a process: the coordinator's address, the process's number
+
+_PATIENCE = 600  # seconds for the cluster to start the first process: it may be busy, or growing
 
 
 def launch(work: Work, num_processes: int) -> None:
@@ -24,7 +28,7 @@ def launch(work: Work, num_processes: int) -> None:
 
     Raises:
       ValueError: ray is not installed, or the cluster is too small.
-      ConnectionError: a process was lost; the others are ended.
+      ConnectionError: no process starts within ten minutes, or one was lost; the others are ended.
       Exception: whatever `work` raises in one of them.
     """
     at_least_one(num_processes=num_processes)
@@ -36,7 +40,7 @@ def launch(work: Work, num_processes: int) -> None:
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = share(nodes, num_processes)
-        devices = os.environ.get("JAX_NUM_CPU_DEVICES", str(cpus))
+        devices = os.environ.get("JAX_NUM_CPU_DEVICES", str(max(1, cpus)))
         worker = ray.remote(_Worker).options(
             num_cpus=cpus,
             num_gpus=gpus,
@@ -44,10 +48,12 @@ def launch(work: Work, num_processes: int) -> None:
             runtime_env={"env_vars": {"JAX_NUM_CPU_DEVICES": devices}},
         )
         workers = [worker.remote() for _ in range(num_processes)]
-        coordinator = ray.get(workers[0].address.remote())
+        coordinator = ray.get(workers[0].address.remote(), timeout=_PATIENCE)
         ray.get([one.run.remote(work, coordinator, index, sys.argv) for index, one in enumerate(workers)])
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
+    except ray.exceptions.GetTimeoutError as error:
+        raise ConnectionError(f"the cluster started no process of the run in {_PATIENCE} s") from error
     except ray.exceptions.RayActorError as error:
         raise ConnectionError(f"a process of the run was lost: {error}") from error
     finally:
@@ -80,9 +86,12 @@ class _Worker:
         """Where this process can be reached, and a port that is free there."""
         import ray
 
-        with socket.socket() as server:
-            server.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{server.getsockname()[1]}"
+        # Below those that the system gives to connections, so that it stays free until it is taken.
+        for port in random.sample(range(10_000, 30_000), 100):
+            with socket.socket() as server, contextlib.suppress(OSError):
+                server.bind(("", port))
+                return f"{ray.util.get_node_ip_address()}:{port}"
+        raise ConnectionError("no port is free")
 
     def run(self, work: Work, coordinator: str, process_id: int, argv: list[str]) -> None:
         """Runs the work as if it were started by the words of the user."""

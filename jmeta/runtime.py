@@ -80,11 +80,13 @@ def connect(
         raise ValueError(f"give coordinator, num_processes and process_id, all or none, not {given}")
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise ValueError(f"coordinator must be HOST:PORT, got {coordinator!r}")
+    at_least_one(heartbeat_timeout=heartbeat_timeout)
+    if num_processes is not None:
+        at_least_one(num_processes=num_processes)
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise ValueError(
             f"process_id must be 0 to {num_processes - 1}, below num_processes, got {process_id}"
         )
-    at_least_one(heartbeat_timeout=heartbeat_timeout)
     jax.config.update("jax_enable_preemption_service", False)  # it would keep a process alive on SIGTERM
     try:
         jax.distributed.initialize(
@@ -94,10 +96,10 @@ def connect(
             heartbeat_timeout_seconds=heartbeat_timeout,
             shutdown_timeout_seconds=heartbeat_timeout,  # nor does the end wait longer for one that failed
         )
+        # Gloo opens its connections at the first sum, within 30 s: now, and not when one has compiled longer.
+        parallel.agree(0)
     except (ValueError, RuntimeError) as error:
         raise ConnectionError(f"the processes of the run do not meet: {error}") from error
-    # Gloo opens its connections at the first sum, within 30 s: now, and not when one has compiled for longer.
-    parallel.agree(0)
 
 
 def cache_folder() -> pathlib.Path:

@@ -261,6 +261,10 @@ def test_list_names_everything(capsys):
             "process_id must be 0 to 1, below num_processes, got 2",
         ),
         (
+            "train maml point-goal --distributed --coordinator h:1 --num-processes 0 --process-id 0",
+            "num_processes must be at least 1, got 0",
+        ),
+        (
             "train maml point-goal --distributed --heartbeat-timeout 0",
             "heartbeat_timeout must be at least 1, got 0",
         ),

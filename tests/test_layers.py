@@ -19,7 +19,6 @@ LAYERS = {
     "runtime": 1,
     "envs": 2,
     "policies": 2,
-    "dynamics": 2,
     "tasks": 3,
     "rollouts": 3,
     "adapters": 4,
@@ -41,6 +40,8 @@ ONLY_IMPORTER = {
     "brax": "jmeta.envs.brax",
     "gymnasium": "jmeta.adapters.gymnasium",
     "gymnax": "jmeta.adapters.gymnax",
+    "orbax": "jmeta.runs.checkpoints",
+    "ray": "jmeta.launcher",
 }
 
 
@@ -132,6 +133,7 @@ def test_types_import_nothing_from_the_library():
         ("jmeta.envs.wrappers", "import brax"),
         ("jmeta.tasks.ant", "from brax.envs import base"),
         ("jmeta.evaluation", "import gymnasium"),
+        ("jmeta.cli", "import ray"),
     ],
 )
 def test_violations_are_found(module, source):

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from benchmarks import common, scaling
@@ -79,7 +80,7 @@ def test_several_seeds_are_measured_in_a_process_of_their_own():
         common.in_own_process("benchmarks.scaling", dataclasses.replace(BASE, tasks=1, devices=2))
 
 
-def test_what_is_printed_and_drawn(tmp_path):
+def test_what_is_printed_and_drawn(tmp_path, monkeypatch):
     rows = [
         row("tasks", 1, 1.5, 1.0),
         row("tasks", 4, 3.0, 4.0),
@@ -95,8 +96,14 @@ def test_what_is_printed_and_drawn(tmp_path):
     table = scaling.pod_table(scaling.Pod(chips=(4,), tasks=(4096,)), work).splitlines()
     assert table[2].split("|")[-2].strip() == "1"  # a quarter of 4 GiB
     assert "500 ms of a core a task" in scaling.pod_line(scaling.Pod(), work)
+    drawn = []
+    monkeypatch.setattr(common, "save_figure", lambda figure, path: drawn.append(figure))
     scaling.draw(rows, found, 1, tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").stat().st_size > 1000
+    seconds, memory = drawn[0].axes
+    assert (seconds.get_ylabel(), memory.get_ylabel(), memory.get_xlabel()) == ("seconds", "MiB", "tasks")
+    law, measured = seconds.lines
+    assert measured.get_xydata().tolist() == [[1, 1.5], [4, 3]]
+    np.testing.assert_allclose(law.get_xydata()[[0, -1]], [[1, 1.5], [4, 3]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(
