@@ -97,7 +97,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     },
     "grid-goal": _MANY_TRIALS,
     "random-mdp": {
-        "policy": {"size": 128},
+        "policy": {"size": 128},  # 64 units reach 155 in 18,000 iterations, these 159
         "algorithm": {
             "optimizer": {"learning_rate": 5e-3, "decay_updates": 12_000 * 2 * 4},
             "epochs": 2,
