@@ -39,10 +39,11 @@ def jmeta(*words, **options):
 
 
 def interrupt_once(monkeypatch):
-    """Ctrl-C after the first chunk of iterations."""
+    """Ctrl-C after the first checkpoint."""
 
     def interrupt(self, progress):
-        raise KeyboardInterrupt
+        if progress.iteration == 2:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(ProgressReporter, "__call__", interrupt)
 
