@@ -40,7 +40,7 @@ def at_least(least: int, **numbers: int) -> None:
 
 def settings(flags: Any) -> dict[str, Any]:
     """All flags but the files that are written, for the record."""
-    written = ("json", "plot")
+    written = ("json", "plot", "results")
     return {name: value for name, value in dataclasses.asdict(flags).items() if name not in written}
 
 
