@@ -69,11 +69,10 @@ def start(case: Case) -> None:
     """Starts JAX on as many cores as share the case's tasks."""
     import jax
 
-    from jmeta import parallel, runtime
+    from jmeta import runtime
 
     runtime.configure(num_tasks=case.tasks // config_of(case).algorithm.get("minibatches", 1))
     jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
-    jax.set_mesh(parallel.task_mesh())
 
 
 class Jmeta:
@@ -126,14 +125,17 @@ def store(case: Case) -> None:
     """Writes down the numbers of the setting, MAML's initial parameters, the batch and its meta-gradient."""
     import jax
 
+    from jmeta import parallel
+
     jmeta = Jmeta(case)
     common_ground: dict[str, Any] = {"setting": (rl2_setting if case.outer == RL2 else maml_setting)(jmeta)}
     if case.outer != RL2:
         params = jax.jit(jmeta.algorithm.init)(jax.random.key(0)).params
         common_ground |= {"params": flat(params)}
     if case.gradient:
-        collected = jax.jit(jmeta.collect)(params, jax.random.key(1))
-        found = jax.jit(jmeta.gradient)(params, collected)
+        with jax.set_mesh(parallel.task_mesh()):
+            collected = jax.jit(jmeta.collect)(params, jax.random.key(1))
+            found = jax.jit(jmeta.gradient)(params, collected)
         collected = jax.device_get(collected)
         vector = np.concatenate([x.ravel() for x in flat(found)])
         common_ground |= {"batch": batch_of(collected), "gradient": vector}
@@ -207,6 +209,7 @@ def jmeta_side(case: Case) -> Side:
     from jmeta import parallel, training
 
     jmeta, mesh = Jmeta(case), parallel.task_mesh()
+    jax.set_mesh(mesh)
     memory = (common.peak_memory, common.forget_peak_memory)
     if case.gradient:
         collected = pickle.loads(jmetas_own(case).read_bytes())

@@ -1,5 +1,9 @@
 """What the benchmarks share."""
 
+import dataclasses
+import importlib
+import json
+
 import jax
 import pytest
 
@@ -62,3 +66,13 @@ def test_a_step_size_decays_over_the_iterations_that_are_run():
     none = common.lasting(known, 0)
     assert (none.training.iterations, none.algorithm["optimizer"]["decay_updates"]) == (0, 1)
     assert common.rl2_config("bandit", "gru", iterations=7).algorithm == preset("rl2", "bandit").algorithm
+
+
+@pytest.mark.parametrize("module", ["compare", "scaling", "throughput"])
+def test_the_record_of_flags_can_be_written(module, tmp_path):
+    """Without the files, which are paths."""
+    flags = importlib.import_module(f"benchmarks.{module}").Flags
+    written = {"json", "results"} & {field.name for field in dataclasses.fields(flags)}
+    common.write_json(tmp_path / "record.json", common.settings(flags(**dict.fromkeys(written, tmp_path))))
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["repeats"] == flags().repeats and not written & record.keys()
