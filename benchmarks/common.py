@@ -20,6 +20,9 @@ import tyro
 
 Flags = TypeVar("Flags")
 
+# Arguments of MAML for TRPO's outer update, in place of the presets' PPO.
+TRPO: dict[str, Any] = {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1}
+
 
 def parse(flags: type[Flags], doc: str | None) -> Flags:
     """Command-line flags from a dataclass; a module's docstring is its help."""

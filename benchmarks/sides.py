@@ -38,9 +38,7 @@ class Case:
 class Side(NamedTuple):
     """One side, ready to run."""
 
-    once: Callable[
-        [], dict[str, float]
-    ]  # runs the case: seconds, and of whole iterations steps and the return
+    once: Callable[[], dict[str, float]]  # one run: its seconds; of an iteration steps and the return, too
     after: Callable[[], dict[str, float]]  # what is measured apart after each run
     memory: Callable[[], float]  # peak, MiB
     forget_memory: Callable[[], None]  # the peak is that from here on
@@ -56,7 +54,7 @@ def config_of(case: Case) -> Any:
     config = preset("maml", case.family)
     arguments = {**config.algorithm, "num_episodes": 20, "num_inner_steps": case.inner_steps}
     if case.outer == "trpo":
-        arguments |= {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1}
+        arguments |= common.TRPO
     return resolve(
         algorithm=arguments,
         family=config.family,

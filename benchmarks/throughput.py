@@ -53,7 +53,7 @@ class Case:
 OUTER: dict[str, dict[str, Any]] = {
     "ppo": {},  # the preset: Adam on the clipped objective, several epochs
     "ppo, 5 epochs": {"outer_epochs": 5},  # as many as ProMP's authors take
-    "trpo": {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1},
+    "trpo": common.TRPO,
 }
 
 

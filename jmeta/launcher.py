@@ -79,6 +79,19 @@ def share(nodes: Sequence[dict[str, float]], num_processes: int) -> tuple[int, i
     return cpus, gpus
 
 
+def free_port() -> int:
+    """A port of this machine, below those that it gives to connections, so that it stays free until taken.
+
+    Raises:
+      ConnectionError: none was found.
+    """
+    for port in random.sample(range(10_000, 30_000), 100):
+        with socket.socket() as server, contextlib.suppress(OSError):
+            server.bind(("", port))
+            return port
+    raise ConnectionError("no port is free")
+
+
 class _Worker:
     """A process of the group."""
 
@@ -86,12 +99,7 @@ class _Worker:
         """Where this process can be reached, and a port that is free there."""
         import ray
 
-        # Below those that the system gives to connections, so that it stays free until it is taken.
-        for port in random.sample(range(10_000, 30_000), 100):
-            with socket.socket() as server, contextlib.suppress(OSError):
-                server.bind(("", port))
-                return f"{ray.util.get_node_ip_address()}:{port}"
-        raise ConnectionError("no port is free")
+        return f"{ray.util.get_node_ip_address()}:{free_port()}"
 
     def run(self, work: Work, coordinator: str, process_id: int, argv: list[str]) -> None:
         """Runs the work as if it were started by the words of the user."""

@@ -4,10 +4,8 @@ import contextlib
 import json
 import os
 import pathlib
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from jmeta import training
+from jmeta import launcher, training
 from jmeta.runs import RunFolder
 from jmeta.runs.config import build
 from tests import small
@@ -32,15 +30,6 @@ WORDS = [
 ]
 HEARTBEAT = 20  # seconds
 PATIENCE = 900  # seconds, of which a machine that does nothing else takes some ten
-
-
-def free_port():
-    """Below those that the system gives to connections, so that it stays free until the processes are up."""
-    for port in random.sample(range(10_000, 30_000), 100):
-        with socket.socket() as server, contextlib.suppress(OSError):
-            server.bind(("", port))
-            return port
-    raise AssertionError("no port is free")
 
 
 class Started(NamedTuple):
@@ -87,7 +76,7 @@ def train_alone(*words, devices):
 
 def train_together(*words):
     """Two processes of two devices each."""
-    group = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", 2]
+    group = ["--distributed", "--coordinator", f"127.0.0.1:{launcher.free_port()}", "--num-processes", 2]
     group += ["--heartbeat-timeout", HEARTBEAT]
     return start(*(["-m", "jmeta", "train", *words, *group, "--process-id", index] for index in range(2)))
 
@@ -103,7 +92,7 @@ print(jax.process_index(), jax.process_count(), jax.device_count())
 @pytest.mark.parametrize("by", ["variables", "slurm"])
 def test_processes_meet(by):
     """Where no argument says which there are."""
-    port = str(free_port())
+    port = str(launcher.free_port())
     if by == "slurm":
         shared = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
         own, shared["JAX_COORDINATOR_PORT"] = ("SLURM_PROCID", "SLURM_LOCALID"), port

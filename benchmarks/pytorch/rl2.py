@@ -6,6 +6,7 @@ The estimators are those of `jmeta.algorithms.memory.rl2`: the critic compares a
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from typing import NamedTuple
 
@@ -77,7 +78,8 @@ class Learner:
         num_obs = setting.num_states
         self.policy = Policy(num_obs + setting.num_actions + 3, setting.num_actions, setting.size)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=setting.learning_rate)
-        self.updates = 0
+        decay = setting.decay_updates or math.inf
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: max(0.0, 1 - n / decay))
 
     def _draw(self) -> None:
         """Fresh tasks."""
@@ -165,14 +167,11 @@ class Learner:
         trials = Trials(inputs, action, log_prob, *self.advantages(reward, value))
         for _ in range(setting.epochs):
             for chosen in torch.randperm(setting.trials).chunk(setting.minibatches):
-                if setting.decay_updates:
-                    left = max(0.0, 1 - self.updates / setting.decay_updates)
-                    self.optimizer.param_groups[0]["lr"] = left * setting.learning_rate
-                self.updates += 1
                 self.optimizer.zero_grad()
                 self.loss(Trials(*(x[chosen] for x in trials))).backward()
                 nn.utils.clip_grad_norm_(self.policy.parameters(), setting.max_grad_norm)
                 self.optimizer.step()
+                self.schedule.step()
         done = time.perf_counter()
         return {
             "sampling": sampled - started,
