@@ -122,6 +122,21 @@ def test_a_step_leaves_its_argument_alone_and_does_not_recompile(cheetah):
     assert step._cache_size() == 1
 
 
+def test_mapped_steps_are_single_ones(cheetah):
+    env, step, state, _ = cheetah
+    states = jax.tree.map(lambda x: jnp.stack([x, x * 1.001]), state)  # two tasks, two episodes each
+    states = jax.tree.map(lambda x: jnp.stack([x, x], 1), states)
+    actions = jax.random.uniform(jax.random.key(1), (2, 2, 6), minval=-1.0)
+    key = jax.random.key(0)
+    found = jax.jit(jax.vmap(jax.vmap(lambda state, action: env.step(key, state, action, None))))(
+        states, actions
+    )
+    for i, j in np.ndindex(2, 2):
+        one = step(key, jax.tree.map(lambda x, i=i, j=j: x[i, j], states), actions[i, j], None)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+            np.testing.assert_allclose(a[i, j], b, rtol=1e-3, atol=1e-3)  # float32, 16 stiff substeps
+
+
 @pytest.mark.parametrize("backend", ["spring", "positional"])
 def test_factors_of_one_leave_the_masses_that_the_spring_backends_use(backend):
     envs = brax._import_brax_envs()
