@@ -202,6 +202,8 @@ def draw(gradients: list[Row], iterations: list[Row], curves: list[Row], path: p
 
 def draw_gradients(axis: Any, rows: list[Row]) -> None:
     """Seconds against tasks, a line for each side."""
+    from matplotlib.ticker import LogLocator
+
     for side in dict.fromkeys(row.case.side for row in rows):
         of_side = [row for row in rows if row.case.side == side]
         tasks, seconds = zip(*((row.case.tasks, row.median("seconds")) for row in of_side), strict=True)
@@ -210,6 +212,8 @@ def draw_gradients(axis: Any, rows: list[Row]) -> None:
     sizes = sorted({row.case.tasks for row in rows})
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.minorticks_off()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.legend(frameon=False, fontsize="small")
 
 

@@ -75,7 +75,9 @@ class Mujoco:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the model file, on import
             import gymnasium
+            import mujoco
 
+            mujoco.set_mju_user_warning(lambda message: None)  # nor a line a robot, here and in a file
             robots = [gymnasium.make(name, **arguments) for _ in range(tasks * episodes)]
         self.robots: list[Any] = [robot.unwrapped for robot in robots]
         for index, robot in enumerate(self.robots):
