@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jmeta.checks import at_least_one
 from jmeta.envs.batch_last import batch_last
@@ -84,7 +85,9 @@ def make(
         return env
 
     def observe(obs: Array) -> Array:
-        return obs.at[velocities].multiply(velocity_scale)
+        factors = np.ones(obs.shape, obs.dtype)
+        factors[velocities] = velocity_scale
+        return obs * factors
 
     @jax.jit
     def reset(key: Key, task: Task) -> tuple[PyTree, TimeStep]:

@@ -30,9 +30,17 @@ FUNCTIONS = {
     "scalars": lambda x: jnp.clip(x[0, 0] * MATRIX, 0.1, x[1, 1] + 1),
     "broadcast": lambda x: x[:, None, 1:] * x[None, :, :3] + x.T[:3, :3],
     "reshape": lambda x: (x.reshape(2, 6), x.ravel()[::2], jnp.tile(x, (2, 1)), x[::-1]),
+    "reshape of a transpose": lambda x: jax.lax.reshape(x, (2, 6), dimensions=(1, 0)),
+    "split": lambda x: jnp.split(x, [1, 3], axis=1),
     "concatenate": lambda x: jnp.concatenate([x, MATRIX, jnp.stack([x[0], x[1] * 2])], axis=0),
     "product": lambda x: (x @ MATRIX.T, MATRIX.T @ x, x @ x.T, x[0] @ x[1], x @ x[0]),
     "batched product": lambda x: jnp.einsum("ij,ikj,il->ikl", x, jnp.stack([x, MATRIX], 1), x),
+    "long product": lambda x: jnp.tile(x, (1, 3)) @ jnp.tile(MATRIX, (1, 3)).T,
+    "types of products": lambda x: (
+        jnp.dot((x * 99).astype("int8"), MATRIX.T.astype("int8"), preferred_element_type="int32"),
+        jnp.dot(x.astype("bfloat16"), MATRIX.T.astype("bfloat16"), preferred_element_type="float32"),
+        jnp.dot(x > 0, MATRIX.T > 1),
+    ),
     "short and long sums": lambda x: (x.sum(), x.sum(0), x.sum(1), jnp.tile(x, (3, 3)).sum(0)),
     "reductions": lambda x: (x.max(0), x.min(1), x.prod(), (x > 0).any(1), (x > -9).all(), x.argmax(1)),
     "cumulative": lambda x: (jnp.cumsum(x, 0), jax.lax.cummax(x, 1)),
@@ -86,7 +94,34 @@ def test_nested_maps_with_an_argument_that_the_inner_one_shares():
     assert_same(within(tree), jax.vmap(jax.vmap(lambda row: fn(row, 2.0)))(tree))
 
 
-def test_the_batch_is_last_inside():
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 0), (0, 2), (1, 1)])
+def test_batches_of_none_and_of_one(shape):
+    def fn(x):
+        return jnp.sin(x @ MATRIX).sum()
+
+    for mapped in (fn, batch_last(fn)):
+        for _ in shape:
+            mapped = jax.vmap(mapped)
+        assert mapped(jnp.ones((*shape, 3))).shape == shape
+
+
+def test_a_number_of_no_type_stays_one():
+    def fn(x, scale):
+        return x.astype("bfloat16") * scale
+
+    x = jnp.ones((5, 3))
+    assert_same(jax.vmap(batch_last(fn), (0, None))(x, 2.0), jax.vmap(fn, (0, None))(x, 2.0))
+
+
+def with_own_derivative(fn):
+    fn = jax.custom_jvp(fn)
+    fn.defjvp(lambda primals, tangents: (fn(*primals), 2 * tangents[0].sum()))
+    return fn
+
+
+@pytest.mark.parametrize("wrap", [lambda fn: fn, with_own_derivative], ids=["plain", "own derivative"])
+def test_the_batch_is_last_inside(wrap):
+    @wrap
     def fn(x):
         return jnp.sin(jnp.concatenate([x @ MATRIX, x[INDICES] * 2])).sum()
 

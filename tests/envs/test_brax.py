@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import jmeta
-from jmeta.envs import brax
+from jmeta.envs import batch_last, brax
 
 SILENT = """
 import sys
@@ -122,19 +122,35 @@ def test_a_step_leaves_its_argument_alone_and_does_not_recompile(cheetah):
     assert step._cache_size() == 1
 
 
-def test_mapped_steps_are_single_ones(cheetah):
-    env, step, state, _ = cheetah
-    states = jax.tree.map(lambda x: jnp.stack([x, x * 1.001]), state)  # two tasks, two episodes each
-    states = jax.tree.map(lambda x: jnp.stack([x, x], 1), states)
-    actions = jax.random.uniform(jax.random.key(1), (2, 2, 6), minval=-1.0)
-    key = jax.random.key(0)
-    found = jax.jit(jax.vmap(jax.vmap(lambda state, action: env.step(key, state, action, None))))(
-        states, actions
-    )
-    for i, j in np.ndindex(2, 2):
-        one = step(key, jax.tree.map(lambda x, i=i, j=j: x[i, j], states), actions[i, j], None)
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
-            np.testing.assert_allclose(a[i, j], b, rtol=1e-3, atol=1e-3)  # float32, 16 stiff substeps
+def test_mapped_steps_are_single_ones_with_the_batch_last(monkeypatch):
+    """In float64, so that nothing but rounding separates them; and no operation is left to `jax.vmap`."""
+    monkeypatch.delattr(batch_last, "_as_vmap")
+    with jax.enable_x64(True):
+        env = brax.make("halfcheetah", backend="spring", horizon=10, reward=lambda state, action, task: task)
+        tasks, key = jnp.array([1.0, -1.0]), jax.random.key(0)
+        state, _ = jax.jit(env.reset)(key, tasks[0])
+        states = jax.tree.map(lambda x: jnp.stack([x, x * 1.001]), state)
+        states = jax.tree.map(lambda x: jnp.stack([x, x * 1.002]), states)  # two tasks, two episodes each
+        actions = jax.random.uniform(jax.random.key(1), (2, 2, 6), minval=-1.0)
+        of_one = jax.jit(env.step)
+        of_all = jax.jit(jax.vmap(jax.vmap(env.step, (None, 0, 0, None)), (None, 0, 0, 0)))
+        found = of_all(key, states, actions, tasks)
+        for i, j in np.ndindex(2, 2):
+            one = of_one(key, jax.tree.map(lambda x, i=i, j=j: x[i, j], states), actions[i, j], tasks[i])
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+                np.testing.assert_allclose(a[i, j], b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "expected"),
+    [("spring", "cpu", True), ("spring", "gpu", False), ("positional", "cpu", False)],
+)
+def test_the_batch_is_last_where_that_is_faster(backend, device, expected, monkeypatch):
+    used = []
+    monkeypatch.setattr(brax, "batch_last", lambda fn: used.append(fn) or fn)
+    monkeypatch.setattr(jax, "default_backend", lambda: device)
+    brax.make("halfcheetah", backend=backend, horizon=10, reward=lambda state, action, task: state.reward)
+    assert bool(used) is expected
 
 
 @pytest.mark.parametrize("backend", ["spring", "positional"])
