@@ -181,7 +181,12 @@ def learner(
 
 def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:
     """The policy's outputs [N, T, ...] on stored inputs [N, T, ...], each episode from a fresh carry."""
-    return jax.vmap(lambda one: policy.unroll(params, policy.initial_carry(), one)[1])(inputs)
+    carry = policy.initial_carry()
+    if jax.tree.leaves(carry):
+        return jax.vmap(lambda one: policy.unroll(params, carry, one)[1])(inputs)
+    # Without a memory all steps are one long episode, whose matrix products XLA lays out better.
+    output = policy.unroll(params, carry, jax.tree.map(lambda x: jax.lax.collapse(x, 0, 2), inputs))[1]
+    return jax.tree.map(lambda x: x.reshape(*inputs.obs.shape[:2], *x.shape[1:]), output)
 
 
 def mean_kl(policy: Policy, old: PyTree, new: PyTree, mask: Array) -> Array:
