@@ -1,33 +1,8 @@
 """jmeta: a functional meta-reinforcement-learning engine in JAX."""
 
-from jmeta import (
-    algorithms,
-    evaluation,
-    inner,
-    optimizers,
-    parallel,
-    policies,
-    rollouts,
-    runtime,
-    tasks,
-    types,
-)
-from jmeta.evaluation import evaluate
-from jmeta.training import train
+import lazy_loader
+
+# Each name of `__init__.pyi` is imported when it is first used: `jmeta --help` need not wait for JAX.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "algorithms",
-    "evaluate",
-    "evaluation",
-    "inner",
-    "optimizers",
-    "parallel",
-    "policies",
-    "rollouts",
-    "runtime",
-    "tasks",
-    "train",
-    "types",
-]

@@ -409,9 +409,12 @@ def test_a_process_that_nobody_started_says_so(empty_folder):
     assert list(empty_folder.iterdir()) == []
 
 
-def test_list_imports_nothing_slow_that_it_does_not_need():
-    slow = ("brax", "matplotlib", "orbax", "scipy.stats")
-    script = "import sys; from jmeta import cli; cli.main(['list']); "
+@pytest.mark.parametrize(
+    ("command", "slow"),
+    [("--help", ("jax", "numpy")), ("list", ("brax", "matplotlib", "orbax", "scipy.stats"))],
+)
+def test_a_command_imports_nothing_slow_that_it_does_not_need(command, slow):
+    script = f"import sys; from jmeta import cli; cli.main([{command!r}]); "
     script += f"print([name for name in {slow} if name in sys.modules])"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
