@@ -2,9 +2,9 @@
 
 MAML's, of the family's preset. One quantity is varied at a time, and every size is measured in a process of
 its own: seconds (median after a warm-up), what the compiled program allocates beside its arguments and
-results, and the process's peak memory. The law `fixed + growing x` is fitted by least squares of relative
-errors; x is the number of tasks, inner steps or seeds, and 1 / devices as far as each has a core. Two sizes
-give a law, three show how far from it they are.
+results, and the process's peak memory. A device has a core, as far as there are cores. The law
+`fixed + growing x` is fitted by least squares of relative errors; x is the number of tasks, inner steps or
+seeds, and 1 / devices as far as each has a core. Two sizes give a law, three show how far from it they are.
 
 At the end the law of the tasks is taken to a pod of accelerators, on paper: `Pod` states the assumptions.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 import sys
@@ -34,7 +35,7 @@ class Flags:
     inner_steps: tuple[int, ...] = (1, 2, 4, 8)
     """Inner steps."""
     devices: tuple[int, ...] = (1, 2, 4)
-    """Host devices, one a core as far as there are cores."""
+    """Host devices."""
     seeds: tuple[int, ...] = (1, 2, 4, 8, 16)
     """Meta-trainings side by side in one program."""
     base_tasks: int = 64
@@ -98,6 +99,8 @@ def measure(case: Case) -> Row:
     from jmeta.presets import preset
     from jmeta.runs.config import build
 
+    if hasattr(os, "sched_setaffinity"):  # else XLA shares the large products of one device with idle cores
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case.devices])
     jax.config.update("jax_num_cpu_devices", case.devices)
     runtime.configure()
     jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones

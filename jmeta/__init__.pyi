@@ -1,5 +1,6 @@
 from . import (
     algorithms,
+    distributions,
     envs,
     estimators,
     evaluation,
@@ -20,6 +21,7 @@ __version__: str
 
 __all__ = [
     "algorithms",
+    "distributions",
     "envs",
     "estimators",
     "evaluate",

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import jmeta as package
 from jmeta import cli
 from jmeta.presets import preset
 from jmeta.reporting.progress import ProgressReporter
@@ -16,6 +17,7 @@ from jmeta.runs.config import registry
 from tests import small
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
 SMALL = [
     *("--iterations", "4", "--tasks", "4", "--log-every", "2", "--checkpoint-every", "2"),
     *("--num-episodes", "2", "--outer-epochs", "1", "--family.horizon", "5", "--policy.hidden", "4"),
@@ -31,10 +33,9 @@ def empty_folder(tmp_path_factory, monkeypatch):
 
 
 def jmeta(*words, **options):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, "-m", "jmeta", *map(str, words)]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
 
 
@@ -409,6 +410,16 @@ def test_a_process_that_nobody_started_says_so(empty_folder):
     assert list(empty_folder.iterdir()) == []
 
 
+def test_every_name_of_the_package_is_there_in_whatever_order_it_is_asked_for():
+    script = "import sys; names = sys.argv[1:]; import jmeta; print([getattr(jmeta, name) for name in names])"
+    names = sorted(package.__all__)
+    assert "train" in names
+    for order in (names, names[::-1]):
+        subprocess.run(
+            [sys.executable, "-c", script, *order], check=True, capture_output=True, env=ENVIRONMENT
+        )
+
+
 @pytest.mark.parametrize(
     ("command", "slow"),
     [("--help", ("jax", "numpy")), ("list", ("brax", "matplotlib", "orbax", "scipy.stats"))],
@@ -416,9 +427,8 @@ def test_a_process_that_nobody_started_says_so(empty_folder):
 def test_a_command_imports_nothing_slow_that_it_does_not_need(command, slow):
     script = f"import sys; from jmeta import cli; cli.main([{command!r}]); "
     script += f"print([name for name in {slow} if name in sys.modules])"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=ENVIRONMENT
     )
     assert done.stdout.splitlines()[-1] == "[]"
     assert done.stderr == ""

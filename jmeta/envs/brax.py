@@ -44,7 +44,8 @@ def make(
 
     Actions are clipped to [-1, 1] before the physics and the reward see them. The observation is brax's own
     with the joint velocities multiplied by `velocity_scale`, since they are some ten times larger than the
-    angles. An episode never resets itself. The environment's state is brax's pipeline state.
+    angles. An episode never resets itself. The environment's state is brax's pipeline state. `reward` and
+    `apply_task` close over no array that is traced: whatever varies is in the task.
 
     Args:
       name: a robot: halfcheetah, hopper, walker2d, ant or humanoid.
@@ -104,7 +105,7 @@ def make(
         terminated = jnp.asarray(after.done, bool)
         return after.pipeline_state, TimeStep(observe(after.obs), reward(after, action, task), terminated)
 
-    # On a CPU the spring physics is two to three times as fast so, the others are slower.
+    # On a CPU the spring physics is up to three times as fast so, the others are slower.
     last = backend == "spring" and jax.default_backend() == "cpu"
     mapped = batch_last(advance) if last else advance
 

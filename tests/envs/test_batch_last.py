@@ -1,5 +1,7 @@
 """Mapping with the batch last gives what `jax.vmap` gives."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,21 +33,28 @@ FUNCTIONS = {
     "broadcast": lambda x: x[:, None, 1:] * x[None, :, :3] + x.T[:3, :3],
     "reshape": lambda x: (x.reshape(2, 6), x.ravel()[::2], jnp.tile(x, (2, 1)), x[::-1]),
     "reshape of a transpose": lambda x: jax.lax.reshape(x, (2, 6), dimensions=(1, 0)),
+    "stack": lambda x: (jnp.stack([x[0], x[1] * 2], axis=1), jnp.stack([x[0, 0], MATRIX[1, 1]])),
     "split": lambda x: jnp.split(x, [1, 3], axis=1),
     "concatenate": lambda x: jnp.concatenate([x, MATRIX, jnp.stack([x[0], x[1] * 2])], axis=0),
     "product": lambda x: (x @ MATRIX.T, MATRIX.T @ x, x @ x.T, x[0] @ x[1], x @ x[0]),
     "batched product": lambda x: jnp.einsum("ij,ikj,il->ikl", x, jnp.stack([x, MATRIX], 1), x),
     "long product": lambda x: jnp.tile(x, (1, 3)) @ jnp.tile(MATRIX, (1, 3)).T,
     "types of products": lambda x: (
-        jnp.dot((x * 99).astype("int8"), MATRIX.T.astype("int8"), preferred_element_type="int32"),
+        jnp.dot((x * 20).astype("int8"), MATRIX.T.astype("int8"), preferred_element_type="int32"),
         jnp.dot(x.astype("bfloat16"), MATRIX.T.astype("bfloat16"), preferred_element_type="float32"),
+        jnp.dot(x.astype("bfloat16"), MATRIX.T.astype("bfloat16")),
         jnp.dot(x > 0, MATRIX.T > 1),
     ),
     "short and long sums": lambda x: (x.sum(), x.sum(0), x.sum(1), jnp.tile(x, (3, 3)).sum(0)),
     "reductions": lambda x: (x.max(0), x.min(1), x.prod(), (x > 0).any(1), (x > -9).all(), x.argmax(1)),
     "cumulative": lambda x: (jnp.cumsum(x, 0), jax.lax.cummax(x, 1)),
     "gather": lambda x: (x[INDICES], x[:, INDICES], x[INDICES, INDICES]),
-    "scatter": lambda x: (x.at[INDICES].add(MATRIX), MATRIX.at[:, INDICES].add(x[:, :3])),
+    "scatter": lambda x: (
+        x.at[INDICES].add(MATRIX),
+        MATRIX.at[:, INDICES].add(x[:, :3]),
+        x.at[1].set(x[0, 0]),
+        x.at[:, 2:].multiply(x[:, :2]),
+    ),
     "own index": lambda x: (
         x[index(x)],
         x.at[index(x)].add(1.0),
@@ -99,10 +108,11 @@ def test_batches_of_none_and_of_one(shape):
     def fn(x):
         return jnp.sin(x @ MATRIX).sum()
 
-    for mapped in (fn, batch_last(fn)):
-        for _ in shape:
-            mapped = jax.vmap(mapped)
-        assert mapped(jnp.ones((*shape, 3))).shape == shape
+    plain, mapped = fn, batch_last(fn)
+    for _ in shape:
+        plain, mapped = jax.vmap(plain), jax.vmap(mapped)
+    x = jnp.arange(math.prod(shape) * 3.0).reshape(*shape, 3)
+    assert_same(mapped(x), plain(x))
 
 
 def test_a_number_of_no_type_stays_one():
@@ -117,6 +127,16 @@ def with_own_derivative(fn):
     fn = jax.custom_jvp(fn)
     fn.defjvp(lambda primals, tangents: (fn(*primals), 2 * tangents[0].sum()))
     return fn
+
+
+def test_a_derivative_of_its_own_is_kept():
+    @with_own_derivative
+    def fn(x):
+        return jnp.sin(x).sum()
+
+    x = jnp.ones((5, 3))
+    found = jax.grad(lambda x: jax.vmap(batch_last(fn))(x).sum())(x)
+    np.testing.assert_array_equal(found, 2 * jnp.ones((5, 3)))
 
 
 @pytest.mark.parametrize("wrap", [lambda fn: fn, with_own_derivative], ids=["plain", "own derivative"])

@@ -123,8 +123,8 @@ def test_a_step_leaves_its_argument_alone_and_does_not_recompile(cheetah):
 
 
 def test_mapped_steps_are_single_ones_with_the_batch_last(monkeypatch):
-    """In float64, so that nothing but rounding separates them; and no operation is left to `jax.vmap`."""
-    monkeypatch.delattr(batch_last, "_as_vmap")
+    """In float64, so that nothing but rounding separates them."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with jax.enable_x64(True):
         env = brax.make("halfcheetah", backend="spring", horizon=10, reward=lambda state, action, task: task)
         tasks, key = jnp.array([1.0, -1.0]), jax.random.key(0)
@@ -139,6 +139,19 @@ def test_mapped_steps_are_single_ones_with_the_batch_last(monkeypatch):
             one = of_one(key, jax.tree.map(lambda x, i=i, j=j: x[i, j], states), actions[i, j], tasks[i])
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
                 np.testing.assert_allclose(a[i, j], b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("robot", ["ant", "halfcheetah", "hopper", "humanoid", "walker2d"])
+def test_no_operation_of_a_robot_is_left_to_vmap(robot, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    monkeypatch.delattr(batch_last, "_as_vmap")
+    env = brax.make(robot, backend="spring", horizon=10, reward=lambda state, action, task: state.reward)
+
+    def step(key):
+        state, _ = env.reset(key, None)
+        return env.step(key, state, jnp.zeros(env.spec.action.size), None)
+
+    jax.eval_shape(jax.vmap(step), jax.random.split(jax.random.key(0), 3))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from jmeta import optimizers
+from jmeta import optimizers, policies
 from jmeta.estimators.surrogates import SURROGATES
 from jmeta.inner import policy_gradient as pg
 from jmeta.inner.loop import DIFFERENTIATIONS, inner_loop, symmetric_gradient
+from jmeta.types import PolicyInput
 from tests import oracle
 
 STEP_SIZE = 2.0
@@ -229,6 +230,33 @@ def test_the_path_holds_the_policies_that_sampled():
     expected = [oracle.adapted(oracle.THETA, STEP_SIZE, k) for k in range(4)]
     np.testing.assert_allclose(path, expected[:3], rtol=1e-9)
     np.testing.assert_allclose(adapted, expected[3], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda spec: policies.gru(spec, size=3),
+        lambda spec: policies.mlp(spec, hidden=(3,), critic=True),
+    ],
+    ids=["gru", "mlp"],
+)
+def test_stored_episodes_are_read_each_from_a_fresh_carry(make):
+    spec = oracle.family().env.spec
+    policy = make(spec)
+    params = policy.init(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(1), 3)
+    inputs = PolicyInput(
+        obs=jax.random.normal(keys[0], (2, 3, spec.obs_size)),
+        prev_action=jax.random.normal(keys[1], (2, 3, spec.action.num)),
+        prev_reward=jax.random.normal(keys[2], (2, 3)),
+        prev_done=jnp.zeros((2, 3), bool),
+        first=jnp.zeros((2, 3), bool),
+    )
+    episodes = [jax.tree.map(lambda x, n=n: x[n], inputs) for n in range(2)]
+    expected = [policy.unroll(params, policy.initial_carry(), episode)[1] for episode in episodes]
+    found = pg.unroll(policy, params, inputs)
+    for a, *b in zip(*map(jax.tree.leaves, (found, *expected)), strict=True):
+        np.testing.assert_allclose(a, np.stack(b), rtol=1e-12)
 
 
 def test_unknown_differentiation_is_named():
