@@ -5,6 +5,7 @@ its own: seconds (median after a warm-up), what the compiled program allocates b
 results, and the process's peak memory. A device has a core, as far as there are cores. The law
 `fixed + growing x` is fitted by least squares of relative errors; x is the number of tasks, inner steps or
 seeds, and 1 / devices as far as each has a core. Two sizes give a law, three show how far from it they are.
+That of memory starts where the tasks fill a block.
 
 At the end the law of the tasks is taken to a pod of accelerators, on paper: `Pod` states the assumptions.
 """
@@ -77,6 +78,7 @@ class Row:
     spread: tuple[float, float]  # the fastest and the slowest
     env_steps: float  # of all seeds, in an iteration
     temporary: float  # MiB a device
+    block: int  # tasks that a device runs side by side
     peak: float  # MiB of the process
     compile_seconds: float
 
@@ -85,6 +87,7 @@ class Row:
 class Law:
     """`fixed + growing x`, and how far a measurement is from it at most, relative."""
 
+    sizes: tuple[int, int]  # the least and the largest that it was fitted to
     fixed: float
     growing: float
     error: float | None  # None of two sizes, through which every law goes
@@ -131,6 +134,7 @@ def measure(case: Case) -> Row:
         (min(found.seconds), max(found.seconds)),
         float(np.sum(found.result[1]["env_steps"])),
         found.memory.temp_size_in_bytes / 2**20,
+        parallel.tasks_per_block(case.episodes) or case.tasks,
         common.peak_memory(),
         found.compile_seconds,
     )
@@ -146,14 +150,16 @@ def cases(flags: Flags) -> list[Case]:
     ]
 
 
-def fit(x: list[float], y: list[float]) -> Law:
-    """The line through positive measurements y(x) whose relative errors are least, in squares."""
+def fit(sweep: str, sizes: list[int], y: list[float]) -> Law:
+    """The line through positive measurements whose relative errors are least, in squares."""
     import numpy as np
 
+    x = [abscissa(sweep, size) for size in sizes]
     columns = np.stack([np.ones(len(x)), x], axis=1) / np.array(y)[:, None]
     (fixed, growing), *_ = np.linalg.lstsq(columns, np.ones(len(x)), rcond=None)
     errors = np.abs(columns @ [fixed, growing] - 1.0)
-    return Law(float(fixed), float(growing), float(errors.max()) if len(set(x)) > 2 else None)
+    error = float(errors.max()) if len(set(sizes)) > 2 else None
+    return Law((min(sizes), max(sizes)), float(fixed), float(growing), error)
 
 
 def abscissa(sweep: str, size: Any) -> Any:
@@ -170,10 +176,12 @@ def laws(rows: list[Row], cores: int) -> dict[str, dict[str, Law]]:
             of_sweep = [row for row in of_sweep if row.case.devices <= cores]
         if len({row.case.size for row in of_sweep}) < 2:
             continue
-        x = [abscissa(sweep, row.case.size) for row in of_sweep]
+        # Tasks of a block need memory for all that they do; those of the next blocks only for what is kept.
+        in_blocks = [row for row in of_sweep if row.case.tasks >= row.block]
+        of_memory = in_blocks if len({row.case.size for row in in_blocks}) > 1 else of_sweep
         found[sweep] = {
-            "seconds": fit(x, [row.seconds for row in of_sweep]),
-            "MiB": fit(x, [row.temporary for row in of_sweep]),
+            "seconds": fit(sweep, [row.case.size for row in of_sweep], [row.seconds for row in of_sweep]),
+            "MiB": fit(sweep, [row.case.size for row in of_memory], [row.temporary for row in of_memory]),
         }
     return found
 
@@ -258,12 +266,13 @@ def row_table(rows: list[Row]) -> str:
 
 def law_table(found: dict[str, dict[str, Law]]) -> str:
     """All laws."""
-    header = ["varied", "x", "quantity", "fixed", "growing with x", "largest error"]
+    header = ["varied", "x", "sizes", "quantity", "fixed", "growing with x", "largest error"]
     cells = []
     for sweep, quantities in found.items():
         for quantity, law in quantities.items():
             x = "1 / devices" if sweep == "devices" else sweep.replace("_", " ")
-            line = [sweep.replace("_", " "), x, quantity, f"{law.fixed:.3g}", f"{law.growing:.3g}"]
+            sizes = f"{law.sizes[0]} to {law.sizes[1]}"
+            line = [sweep.replace("_", " "), x, sizes, quantity, f"{law.fixed:.3g}", f"{law.growing:.3g}"]
             cells.append([*line, "" if law.error is None else f"{100 * law.error:.0f} %"])
     return common.markdown(header, cells)
 
@@ -294,9 +303,10 @@ def pod_line(pod: Pod, work: Work) -> str:
     )
 
 
-def draw(rows: list[Row], found: dict[str, dict[str, Law]], cores: int, path: pathlib.Path) -> None:
+def draw(rows: list[Row], found: dict[str, dict[str, Law]], path: pathlib.Path) -> None:
     """Seconds above, a device's memory below; a column for each quantity, measured and fitted."""
     import numpy as np
+    from matplotlib import ticker
 
     plt = common.pyplot()
     sweeps = [sweep for sweep in SWEEPS if sweep in found]
@@ -306,7 +316,6 @@ def draw(rows: list[Row], found: dict[str, dict[str, Law]], cores: int, path: pa
     for sweep, column in zip(sweeps, axes.T, strict=True):
         of_sweep = [row for row in rows if row.case.sweep == sweep]
         sizes = [row.case.size for row in of_sweep]
-        x = np.geomspace(min(sizes), max(size for size in sizes if sweep != "devices" or size <= cores), 100)
         for quantity, values, axis in zip(
             ("seconds", "MiB"),
             ([row.seconds for row in of_sweep], [row.temporary for row in of_sweep]),
@@ -314,11 +323,15 @@ def draw(rows: list[Row], found: dict[str, dict[str, Law]], cores: int, path: pa
             strict=True,
         ):
             law = found[sweep][quantity]
+            x = np.geomspace(*law.sizes, 100)
             line = law.fixed + law.growing * abscissa(sweep, x)
             axis.plot(x, line, color="0.6", label="law")
             axis.plot(sizes, values, "o", label="measured")
             axis.set(xscale="log", yscale="log", ylabel=quantity)
             axis.set_xticks(sizes, [str(size) for size in sizes])
+            if max(values) < 10 * min(values):  # else a scale may show one power of ten, or none
+                axis.yaxis.set_major_locator(ticker.MaxNLocator(4))
+            axis.yaxis.set_major_formatter("{x:g}")
             axis.minorticks_off()
         column[1].set_xlabel(sweep.replace("_", " "))
     axes[0, 0].legend(frameon=False)
@@ -363,7 +376,7 @@ def main() -> None:
         common.write_json(folder / "scaling.json", {"machine": machine, "rows": rows, "laws": found})
         (folder / "scaling.md").write_text("\n\n".join(lines) + "\n")
         if found:
-            draw(rows, found, common.cores(), folder / "scaling.png")
+            draw(rows, found, folder / "scaling.png")
 
 
 if __name__ == "__main__":
