@@ -311,7 +311,7 @@ def draw(rows: list[Row], found: dict[str, dict[str, Law]], path: pathlib.Path) 
     plt = common.pyplot()
     sweeps = [sweep for sweep in SWEEPS if sweep in found]
     figure, axes = plt.subplots(
-        2, len(sweeps), figsize=(3.2 * len(sweeps), 5.6), squeeze=False, layout="constrained"
+        2, len(sweeps), figsize=(3.6 * len(sweeps), 5.6), squeeze=False, layout="constrained"
     )
     for sweep, column in zip(sweeps, axes.T, strict=True):
         of_sweep = [row for row in rows if row.case.sweep == sweep]
