@@ -24,6 +24,7 @@ test: $(VENV)/installed-dev
 
 # Executes every notebook, from the root, into notebooks/executed; stops at a cell that fails.
 notebooks: $(VENV)/installed-notebooks
+	@mkdir -p notebooks/executed
 	@for notebook in notebooks/*.py; do \
 	  executed=notebooks/executed/$$(basename $$notebook .py).ipynb; \
 	  echo $$executed; \
