@@ -73,7 +73,7 @@ for index, (name, reward) in enumerate(rewards.items()):
 plt.xlabel("meta-iteration")
 plt.ylabel(f"total reward of {num_pulls} pulls")
 plt.title("Training of RL²")
-plt.legend()
+plt.legend(loc=(0.65, 0.5))  # between the lines
 plt.show()
 
 # %% [markdown]
