@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jmeta import parallel, rollouts
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Key, MetaAlgorithm, Params, Task, TaskFamily
 
 
@@ -68,7 +68,7 @@ def evaluate(
     Raises:
       ValueError: a count is out of its range, or not divided by the devices.
     """
-    at_least_one(num_episodes=num_episodes)
+    at_least(1, num_episodes=num_episodes)
     num_steps = adaptation_steps(algorithm, num_steps)
     parallel.check_divisible(num_tasks, parallel.num_devices())
     block = parallel.tasks_per_block(num_episodes)

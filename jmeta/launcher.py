@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 
 Work = Callable[[str, int], None]  # of a process: the coordinator's address, the process's number
 
@@ -31,7 +31,7 @@ def launch(work: Work, num_processes: int) -> None:
       ConnectionError: no process starts within ten minutes, or one was lost; the others are ended.
       Exception: whatever `work` raises in one of them.
     """
-    at_least_one(num_processes=num_processes)
+    at_least(1, num_processes=num_processes)
     try:
         import ray
     except ModuleNotFoundError:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Key, Params, PyTree
 
 AXIS = "tasks"
@@ -78,7 +78,7 @@ def tasks_per_block(num_episodes: int, chosen: int | None = None) -> int | None:
       ValueError: if the chosen block is not positive.
     """
     if chosen is not None:
-        at_least_one(tasks_per_block=chosen)
+        at_least(1, tasks_per_block=chosen)
         return chosen
     return max(1, _CPU_BLOCK_EPISODES // num_episodes) if jax.default_backend() == "cpu" else None
 

@@ -10,7 +10,7 @@ import re
 import jax
 
 from jmeta import parallel
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ def connect(
         raise ValueError(f"give coordinator, num_processes and process_id, all or none, not {given}")
     if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
         raise ValueError(f"coordinator must be HOST:PORT, got {coordinator!r}")
-    at_least_one(heartbeat_timeout=heartbeat_timeout)
+    at_least(1, heartbeat_timeout=heartbeat_timeout)
     if num_processes is not None:
-        at_least_one(num_processes=num_processes)
+        at_least(1, num_processes=num_processes)
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise ValueError(
             f"process_id must be 0 to {num_processes - 1}, below num_processes, got {process_id}"

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Env, EnvSpec, Key, PyTree, Task, TaskFamily, TimeStep
 
@@ -60,7 +60,7 @@ def playground_family(
       ValueError: if `env` is no Playground environment, its observation has no vector, or the horizon is not
         positive.
     """
-    at_least_one(horizon=horizon)
+    at_least(1, horizon=horizon)
     if not hasattr(env, "mjx_model"):
         raise ValueError(f"env must be a Playground environment, such as registry.load(...), got {env!r}")
     obs = jax.eval_shape(env.reset, jax.random.key(0)).obs

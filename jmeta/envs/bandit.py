@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 
@@ -22,7 +22,7 @@ def bandit(*, num_arms: int, num_pulls: int) -> Env:
     Raises:
       ValueError: if an argument is not positive.
     """
-    at_least_one(num_arms=num_arms, num_pulls=num_pulls)
+    at_least(1, num_arms=num_arms, num_pulls=num_pulls)
 
     def observe(reward: Array) -> TimeStep:
         return TimeStep(jnp.zeros(1), reward, jnp.array(False))

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.envs.batch_last import batch_last
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Env, EnvSpec, Key, PyTree, Task, TimeStep
@@ -68,7 +68,7 @@ def make(
         raise ValueError(f"name must be one of {', '.join(_GROUND_COORDINATES)}, got {name!r}")
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-    at_least_one(horizon=horizon)
+    at_least(1, horizon=horizon)
 
     envs = _import_brax_envs()
     with _quiet(), _quiet_mujoco():

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Env, EnvSpec, Key, Task, TimeStep
 
@@ -32,7 +32,7 @@ def point_mass(
     Raises:
       ValueError: if the horizon is not positive.
     """
-    at_least_one(horizon=horizon)
+    at_least(1, horizon=horizon)
 
     def reset(key: Key, task: Task) -> tuple[Array, TimeStep]:
         del key, task

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Continuous, Discrete, Env, EnvSpec, Key, Task, TimeStep
 
 
@@ -43,7 +43,7 @@ def time_limit(*, horizon: int, terminal: bool = False) -> Env:
     Raises:
       ValueError: if the horizon is not positive.
     """
-    at_least_one(horizon=horizon)
+    at_least(1, horizon=horizon)
 
     def step(obs: Array, action: Array, task: Task) -> tuple[Array, Array, Array]:
         del action, task

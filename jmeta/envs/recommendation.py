@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 SLOPE = 2.0  # how sharply clicks tell good items from bad
@@ -26,7 +26,7 @@ def recommendation(*, num_items: int, num_features: int, horizon: int) -> Env:
     Raises:
       ValueError: if an argument is not positive.
     """
-    at_least_one(num_items=num_items, num_features=num_features, horizon=horizon)
+    at_least(1, num_items=num_items, num_features=num_features, horizon=horizon)
 
     def offer(key: Key, reward: Array) -> tuple[Array, TimeStep]:
         items = jax.random.normal(key, (num_items, num_features)) / jnp.sqrt(num_features)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 
@@ -36,7 +36,7 @@ def tabular_mdp(*, num_states: int, num_actions: int, horizon: int, reward_std: 
     Raises:
       ValueError: if a size is not positive or the standard deviation is negative.
     """
-    at_least_one(num_states=num_states, num_actions=num_actions, horizon=horizon)
+    at_least(1, num_states=num_states, num_actions=num_actions, horizon=horizon)
     if reward_std < 0:
         raise ValueError(f"reward_std must not be negative, got {reward_std}")
 

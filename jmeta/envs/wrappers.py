@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.types import Array, Continuous, Discrete, Env, Key, PyTree, Task, TimeStep
 
 MAX_DISCRETE_ACTIONS = 4096
@@ -87,5 +87,5 @@ def trials(env: Env, *, num_episodes: int) -> Env:
     Raises:
       ValueError: if it is not positive.
     """
-    at_least_one(num_episodes=num_episodes)
+    at_least(1, num_episodes=num_episodes)
     return env._replace(spec=dataclasses.replace(env.spec, trial_episodes=num_episodes))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import rollouts
-from jmeta.checks import at_least_one, in_unit_interval
+from jmeta.checks import at_least, in_unit_interval
 from jmeta.estimators import advantages, baselines
 from jmeta.estimators.surrogates import SURROGATES, PolicyGradientBatch
 from jmeta.inner.loop import Learner
@@ -68,7 +68,7 @@ def estimator(
     Raises:
       ValueError: a value is out of its range.
     """
-    at_least_one(num_episodes=num_episodes)
+    at_least(1, num_episodes=num_episodes)
     in_unit_interval(discount=discount, gae_lambda=gae_lambda)
     if baseline not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")

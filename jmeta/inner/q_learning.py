@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import rollouts
-from jmeta.checks import at_least_one, in_unit_interval
+from jmeta.checks import at_least, in_unit_interval
 from jmeta.inner.loop import Learner
 from jmeta.types import Adapted, Array, Key, Params, Policy, PolicyInput, Task, TaskFamily
 
@@ -46,7 +46,7 @@ def learner(
       ValueError: a value is out of its range, or the policy's parameters are not such weights.
     """
     del others
-    at_least_one(num_episodes=num_episodes)
+    at_least(1, num_episodes=num_episodes)
     in_unit_interval(discount=discount)
     weights = jax.eval_shape(policy.init, jax.random.key(0))
     if not isinstance(weights, jax.ShapeDtypeStruct) or len(weights.shape) != 2:

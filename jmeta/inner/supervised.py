@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jmeta import rollouts
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.inner.loop import Learner, mean_return
 from jmeta.types import Adapted, Array, Continuous, Key, Params, Policy, PolicyInput, Task, TaskFamily
 
@@ -39,7 +39,7 @@ def learner(family: TaskFamily, policy: Policy, *, num_episodes: int, **others: 
       ValueError: a value is out of its range, or actions are discrete.
     """
     del others
-    at_least_one(num_episodes=num_episodes)
+    at_least(1, num_episodes=num_episodes)
     if not isinstance(family.env.spec.action, Continuous):
         raise ValueError("inner 'supervised' needs continuous actions: discrete ones have no derivative")
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.policies.layers import Dense, dense, orthogonal
 from jmeta.policies.sequence import Core, sequence_policy
 from jmeta.types import Array, EnvSpec, Key, Policy
@@ -51,7 +51,7 @@ def gru(
     Raises:
       ValueError: an argument is out of its range.
     """
-    at_least_one(size=size, memory_span=memory_span)
+    at_least(1, size=size, memory_span=memory_span)
 
     def init(key: Key, num_inputs: int) -> GRUParams:
         key_inputs, *keys = jax.random.split(key, 4)

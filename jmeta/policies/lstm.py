@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.policies.layers import Dense, dense, orthogonal
 from jmeta.policies.sequence import Core, sequence_policy
 from jmeta.types import Array, EnvSpec, Key, Policy
@@ -41,7 +41,7 @@ def lstm(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Pol
     Raises:
       ValueError: an argument is out of its range.
     """
-    at_least_one(size=size)
+    at_least(1, size=size)
     core = Core(
         init=lambda key, num_inputs: init_lstm(key, num_inputs, size),
         initial_carry=lambda: zero_carry(size),

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.policies.layers import Dense, dense
 from jmeta.policies.lstm import LSTMCarry, LSTMParams, advance, init_lstm, project, zero_carry
 from jmeta.policies.sequence import Core, sequence_policy
@@ -63,7 +63,7 @@ def mann(
     Raises:
       ValueError: an argument is out of its range.
     """
-    at_least_one(size=size, num_slots=num_slots, slot_size=slot_size, num_heads=num_heads)
+    at_least(1, size=size, num_slots=num_slots, slot_size=slot_size, num_heads=num_heads)
     if num_heads > num_slots:
         raise ValueError(f"num_heads must be at most num_slots={num_slots}, got {num_heads}")
     read_size = num_heads * slot_size

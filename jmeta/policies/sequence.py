@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.policies.layers import Dense, apply_layers, dense, init_layers
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
@@ -59,7 +59,7 @@ def sequence_policy(
       ValueError: a size is not positive.
     """
     for size in head_layers:
-        at_least_one(head_layers=size)
+        at_least(1, head_layers=size)
     continuous = isinstance(spec.action, Continuous)
     num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
     num_inputs = spec.obs_size + num_outputs + 3

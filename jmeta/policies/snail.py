@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.policies.attention import causal_attention, remember
 from jmeta.policies.layers import Dense, dense
 from jmeta.policies.sequence import Core, longest_trial, sequence_policy, step_of
@@ -64,7 +64,7 @@ def snail(
       ValueError: an argument is out of its range.
     """
     max_steps = longest_trial(spec, max_steps)
-    at_least_one(size=size, max_steps=max_steps)
+    at_least(1, size=size, max_steps=max_steps)
     dilations = [2**i for i in range(max(1, math.ceil(math.log2(max_steps))))]
     widths = [[size * (1 + block * len(dilations) + i) for i in range(len(dilations))] for block in range(2)]
     width = widths[-1][-1] + size  # of what attention reads

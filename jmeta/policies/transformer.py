@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.policies.attention import causal_attention, remember
 from jmeta.policies.layers import Dense, dense
 from jmeta.policies.sequence import Core, longest_trial, sequence_policy, step_of
@@ -69,7 +69,7 @@ def transformer(
       ValueError: an argument is out of its range.
     """
     max_steps = longest_trial(spec, max_steps)
-    at_least_one(size=size, num_layers=num_layers, num_heads=num_heads, max_steps=max_steps)
+    at_least(1, size=size, num_layers=num_layers, num_heads=num_heads, max_steps=max_steps)
     if size % num_heads:
         raise ValueError(f"num_heads must divide size={size}, got {num_heads}")
 

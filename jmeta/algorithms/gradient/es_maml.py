@@ -11,7 +11,7 @@ import optax
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.optimizers import check_gradients_suffice
 from jmeta.types import Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, PyTree, Task, TaskFamily
 
@@ -47,7 +47,7 @@ def es_maml(
     Raises:
       ValueError: an argument is out of its range, or the policy keeps observation statistics.
     """
-    at_least_one(num_perturbations=num_perturbations)
+    at_least(1, num_perturbations=num_perturbations)
     if perturbation_std <= 0:
         raise ValueError(f"perturbation_std must be positive, got {perturbation_std}")
     if others["baseline"] == "value":

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.checks import at_least_one
+from jmeta.checks import at_least
 from jmeta.inner.loop import Learner
 from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
@@ -48,7 +48,7 @@ def imaml(
         proximal_weight = 1 / inner_learning_rate if inner_learning_rate > 0 else 1.0
     if proximal_weight <= 0:
         raise ValueError(f"proximal_weight must be positive or None, got {proximal_weight}")
-    at_least_one(cg_iterations=cg_iterations)
+    at_least(1, cg_iterations=cg_iterations)
     parts = outer.assemble(
         family,
         policy,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jmeta import parallel, rollouts
-from jmeta.checks import at_least_one, in_unit_interval
+from jmeta.checks import at_least, in_unit_interval
 from jmeta.estimators import advantages
 from jmeta.estimators.surrogates import PolicyGradientBatch, ppo_clip
 from jmeta.optimizers import check_gradients_suffice, skip_nonfinite
@@ -90,7 +90,7 @@ def rl2(
       ValueError: an argument is out of its range, or the policy cannot hold a trial.
     """
     episodes = family.env.spec.trial_episodes if num_episodes is None else num_episodes
-    at_least_one(num_episodes=episodes, epochs=epochs, minibatches=minibatches)
+    at_least(1, num_episodes=episodes, epochs=epochs, minibatches=minibatches)
     weights = {"clip": clip, "entropy_weight": entropy_weight, "value_weight": value_weight}
     for name, weight in weights.items():
         if weight < 0:
