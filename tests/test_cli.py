@@ -10,6 +10,7 @@ import pytest
 
 import jmeta as package
 from jmeta import cli
+from jmeta.cli import start, train
 from jmeta.presets import preset
 from jmeta.reporting.progress import ProgressReporter
 from jmeta.runs import RunFolder
@@ -124,7 +125,7 @@ def test_default_run_folders_are_fresh(empty_folder):
     config = preset("scratch", "point-goal")
     names = []
     for _ in range(3):
-        path = cli._fresh_run_dir(config)
+        path = train._fresh_run_dir(config)
         names.append(path.name)
         path.mkdir(parents=True)
     assert names == ["scratch-point-goal-0", "scratch-point-goal-0-2", "scratch-point-goal-0-3"]
@@ -135,7 +136,7 @@ def test_default_run_folders_are_fresh(empty_folder):
 
 def configured(words):
     names, rest = words.split()[:2], words.split()[2:]
-    return cli._configure_run(*names, rest)[:2]
+    return train._configure_run(*names, rest)[:2]
 
 
 def test_flags_reach_every_part_of_the_configuration():
@@ -384,9 +385,9 @@ def test_a_family_without_heldout_tasks_says_so(empty_folder, capsys):
 def test_the_task_count_is_fitted_to_the_cores_unless_given(monkeypatch):
     seen = []
     monkeypatch.setattr("jmeta.runtime.configure", lambda num_tasks: seen.append(num_tasks))
-    cli._start(20, every_core=False)
-    cli._start(20, every_core=True)
-    cli._start(64, every_core=False, minibatches=4)  # every device has a part of every minibatch
+    start.start_jax(20, every_core=False)
+    start.start_jax(20, every_core=True)
+    start.start_jax(64, every_core=False, minibatches=4)  # every device has a part of every minibatch
     assert seen == [20, None, 16]
 
 

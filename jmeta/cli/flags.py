@@ -15,14 +15,12 @@ from typing import Annotated, Any, Literal
 import docstring_parser
 import tyro
 
+from jmeta.cli.errors import UserError
+
 if typing.TYPE_CHECKING:
     from jmeta.runs.config import Kind
 
 Field = tuple[str, Any, Any]  # of a dataclass of flags: name, annotation, dataclasses.field
-
-
-class UserError(Exception):
-    """Something that the user can put right; the message is one line."""
 
 
 def first_line(make: Callable[..., Any]) -> str:

@@ -1,21 +1,16 @@
-"""The command line: parse, call, print. No flag is declared here except those of a run."""
+"""`jmeta train`. No flag is declared here except those of the run itself."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import pathlib
 import re
-import sys
 import typing
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from jmeta.flags import (
-    UserError,
+from jmeta.cli.errors import user_errors
+from jmeta.cli.flags import (
     component_field,
     field,
     first_line,
@@ -26,104 +21,12 @@ from jmeta.flags import (
     positionals,
     value_of,
 )
+from jmeta.cli.start import start_jax
 
 if typing.TYPE_CHECKING:
-    from jmeta.runs.config import Kind, RunConfig
+    from jmeta.runs.config import RunConfig
     from jmeta.runs.folder import RunFolder
     from jmeta.types import MetaAlgorithm, TaskFamily
-
-USAGE = """\
-usage: jmeta list
-       jmeta train ALGORITHM FAMILY [flags]
-       jmeta train --resume --run-dir RUN_DIR
-       jmeta evaluate RUN_DIR [flags]
-
-Meta-reinforcement learning in JAX.
-
-  list      the algorithms, task families, policies and optimizers there are
-  train     meta-train an algorithm on a task family
-  evaluate  adapt a trained run to fresh tasks and tabulate the returns
-
-`jmeta train ALGORITHM FAMILY --help` and `jmeta evaluate --help` list the flags.
-"""
-_TITLES: dict[Kind, str] = {
-    "algorithm": "Algorithms",
-    "family": "Task families",
-    "policy": "Policies",
-    "optimizer": "Optimizers",
-}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
-
-    Args:
-      argv: words after `jmeta`; those of the process by default.
-
-    Returns:
-      The exit status: 0, 2 for a mistake of the user (one line on standard error), 130 when interrupted.
-    """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _run(argv)
-    except UserError as error:
-        return _fail(f"error: {error}", 2)
-    except KeyboardInterrupt as interrupt:
-        return _fail("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
-    except SystemExit as stop:  # --help, which tyro has printed
-        return int(stop.code or 0)
-    return 0
-
-
-def _fail(message: str, status: int) -> int:
-    print("jmeta:", " ".join(message.split()), file=sys.stderr)
-    return status
-
-
-def _run(argv: list[str]) -> None:
-    commands = {"list": list_components, "train": train, "evaluate": evaluate}
-    if not argv or argv[0] in ("-h", "--help", "help") or argv == ["train", "--help"]:
-        print(USAGE, end="")
-    elif argv == ["--version"]:
-        import jmeta
-
-        print(jmeta.__version__)
-    elif argv[0] in commands:
-        commands[argv[0]](argv[1:])
-    else:
-        from jmeta.runs.config import unknown
-
-        raise UserError(unknown("command", argv[0], commands))
-
-
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """Bad values and files, met before anything runs, are the user's to put right."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise UserError(error) from error
-
-
-# -- jmeta list ---------------------------------------------------------------------------------------
-
-
-def list_components(argv: list[str]) -> None:
-    """Prints the names in the registries with the first lines of their docstrings."""
-    from rich.console import Console
-
-    from jmeta.reporting.tables import components_table
-    from jmeta.runs.config import registry
-
-    parse(dataclasses.make_dataclass("List", []), argv, "jmeta list", "Lists what there is.")
-    console = Console()
-    for kind, title in _TITLES.items():
-        rows = [(name, first_line(make)) for name, make in registry(kind).items()]
-        console.print(components_table(title, rows))
-        console.print()
-
-
-# -- jmeta train --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,10 +61,10 @@ class Resume(Processes):
     """Folder of the run, which goes on from its last checkpoint with its own settings."""
 
 
-def train(argv: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Meta-trains in a new run folder, or goes on in an existing one."""
     resumed = "--resume" in argv
-    with _user_errors():
+    with user_errors():
         run, processes = _resumed_run(argv) if resumed else _new_run(argv)
         if not processes.launcher and not processes.distributed and processes.addresses != (None, None, None):
             raise ValueError("--coordinator, --num-processes and --process-id need --distributed")
@@ -179,7 +82,7 @@ def _launch(run: RunFolder, resumed: bool, processes: Processes) -> None:
         own = dataclasses.replace(processes, distributed=True, coordinator=coordinator, process_id=process_id)
         _train(run, resumed, own, every_core=True)
 
-    with _user_errors():
+    with user_errors():
         if processes.num_processes is None or processes.coordinator or processes.process_id is not None:
             raise ValueError(
                 "--launcher needs --num-processes, and gives --coordinator and --process-id itself"
@@ -198,7 +101,7 @@ def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool
     from jmeta.runs.folder import RunFolder
 
     settings = run.config.training
-    with _user_errors():
+    with user_errors():
         family, algorithm = _build(run.config, processes, every_core)
         if resumed:
             training.resume(run, algorithm, settings.checkpoint_every)  # fails now rather than under way
@@ -291,113 +194,6 @@ def _build(config: RunConfig, processes: Processes, every_core: bool) -> tuple[T
     from jmeta.runs.config import build
 
     minibatches = max(1, config.algorithm.get("minibatches", 1))
-    _start(config.training.num_tasks, every_core, minibatches, processes)
+    start_jax(config.training.num_tasks, every_core, minibatches, processes)
     family, _, algorithm = build(config)
     return family, algorithm
-
-
-def _start(
-    num_tasks: int, every_core: bool, minibatches: int = 1, processes: Processes | None = None
-) -> None:
-    import jax
-
-    from jmeta import parallel, runtime
-
-    shared = max(1, num_tasks // minibatches)  # every device has a part of every minibatch
-    runtime.configure(num_tasks=None if every_core else shared)
-    if processes is not None and processes.distributed:
-        runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
-    parallel.check_divisible(num_tasks, len(jax.devices()), minibatches)
-
-
-# -- jmeta evaluate -----------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    """Arguments of `jmeta evaluate`."""
-
-    run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
-    """Folder of a run."""
-    tasks: int = 100
-    """Fresh tasks, a multiple of the devices."""
-    steps: int | None = None
-    """Adaptation steps; default 3. Of a policy with a memory, episodes; default all but the trial's last."""
-    episodes: int = 20
-    """Episodes of a task after the last step."""
-    split: Literal["train", "heldout"] = "train"
-    """Distribution of the tasks: that of training, or the family's held-out one."""
-    seed: int = 0
-    """Of the tasks and the episodes."""
-    plot: pathlib.Path | None = None
-    """File to draw the adaptation curve in, .png, .pdf or .svg; needs Matplotlib."""
-
-
-def evaluate(argv: list[str]) -> None:
-    """Adapts a run to fresh tasks, prints the returns and writes them to evaluation.json."""
-    from rich.console import Console
-
-    summary = "Adapts a trained run to fresh tasks and tabulates the returns."
-    flags = parse(Evaluate, argv, "jmeta evaluate", summary)
-    with _user_errors():
-        from jmeta.runs.config import SEED_LIMIT, build
-        from jmeta.runs.folder import RunFolder, write_json
-
-        for name, least in (("steps", 0), ("episodes", 1), ("seed", 0)):
-            if (getattr(flags, name) or 0) < least:
-                raise ValueError(f"--{name} must be at least {least}, not {getattr(flags, name)}")
-        if flags.seed >= SEED_LIMIT:
-            raise ValueError(f"--seed must be below {SEED_LIMIT}, not {flags.seed}")
-        run = RunFolder.open(flags.run_dir)
-        iteration = run.latest_checkpoint()
-        if iteration is None:
-            raise ValueError(f"run folder {flags.run_dir!r} has no complete checkpoint yet")
-        _start(flags.tasks, value_of("--tasks", argv) is not None)
-        family, _, algorithm = build(run.config)
-        if flags.split == "heldout" and family.sample_heldout is family.sample:
-            raise ValueError(f"{family.name} has no held-out tasks; use --split train")
-
-        import jax
-
-        from jmeta import evaluation, parallel
-        from jmeta.reporting import plots
-        from jmeta.reporting.tables import adaptation_table
-        from jmeta.training import initial_state
-
-        steps = evaluation.adaptation_steps(algorithm, flags.steps)
-        if flags.plot is not None:
-            plots.check(flags.plot)
-        state = run.restore_checkpoint(iteration, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))
-    mesh = parallel.task_mesh()
-    with jax.set_mesh(mesh):
-        result = evaluation.evaluate(
-            algorithm,
-            family,
-            parallel.replicate(state.meta.params, mesh),
-            # Far from the numbers that training folds in, so that equal seeds share no key.
-            jax.random.fold_in(jax.random.key(flags.seed), 2**31 - 1),
-            num_tasks=flags.tasks,
-            num_steps=steps,
-            num_episodes=flags.episodes,
-            heldout=flags.split == "heldout",
-        )
-    record = {
-        "steps": result.steps,
-        "return_mean": result.return_mean,
-        "return_low": result.return_low,
-        "return_high": result.return_high,
-        "optimal_mean": result.optimal_mean,
-        "num_tasks": flags.tasks,
-        "num_episodes": flags.episodes,
-        "split": flags.split,
-        "seed": flags.seed,
-        "iteration": iteration,
-    }
-    write_json(run.path / "evaluation.json", record)
-    title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
-    console = Console(highlight=False)
-    console.print(title, soft_wrap=True)
-    curve = (result.steps, result.return_mean, result.return_low, result.return_high, result.optimal_mean)
-    console.print(adaptation_table(*curve))
-    if flags.plot is not None:
-        plots.adaptation_curve(flags.plot, title, *curve)

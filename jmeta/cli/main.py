@@ -1,0 +1,69 @@
+"""The entry point: chooses the command, and turns whatever ends it into one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jmeta.cli.errors import UserError
+
+USAGE = """\
+usage: jmeta list
+       jmeta train ALGORITHM FAMILY [flags]
+       jmeta train --resume --run-dir RUN_DIR
+       jmeta evaluate RUN_DIR [flags]
+
+Meta-reinforcement learning in JAX.
+
+  list      the algorithms, task families, policies and optimizers there are
+  train     meta-train an algorithm on a task family
+  evaluate  adapt a trained run to fresh tasks and tabulate the returns
+
+`jmeta train ALGORITHM FAMILY --help` and `jmeta evaluate --help` list the flags.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: words after `jmeta`; those of the process by default.
+
+    Returns:
+      The exit status: 0, 2 for a mistake of the user (one line on standard error), 130 when interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _run(argv)
+    except UserError as error:
+        return _fail(f"error: {error}", 2)
+    except KeyboardInterrupt as interrupt:
+        return _fail("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
+    except SystemExit as stop:  # --help, which tyro has printed
+        return int(stop.code or 0)
+    return 0
+
+
+def _fail(message: str, status: int) -> int:
+    print("jmeta:", " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+# Modules are imported by the command that needs them, so that `jmeta --help` waits for none.
+_COMMANDS = {"list": "listing", "train": "train", "evaluate": "evaluate"}
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help", "help") or argv == ["train", "--help"]:
+        print(USAGE, end="")
+    elif argv == ["--version"]:
+        import jmeta
+
+        print(jmeta.__version__)
+    elif argv[0] in _COMMANDS:
+        importlib.import_module(f"jmeta.cli.{_COMMANDS[argv[0]]}").main(argv[1:])
+    else:
+        from jmeta.runs.config import unknown
+
+        raise UserError(unknown("command", argv[0], _COMMANDS))

@@ -1,0 +1,23 @@
+"""How a command starts JAX."""
+
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from jmeta.cli.train import Processes
+
+
+def start_jax(
+    num_tasks: int, every_core: bool, minibatches: int = 1, processes: Processes | None = None
+) -> None:
+    """Configures JAX, connects the processes of a run, and checks that their devices can share the tasks."""
+    import jax
+
+    from jmeta import parallel, runtime
+
+    shared = max(1, num_tasks // minibatches)  # every device has a part of every minibatch
+    runtime.configure(num_tasks=None if every_core else shared)
+    if processes is not None and processes.distributed:
+        runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
+    parallel.check_divisible(num_tasks, len(jax.devices()), minibatches)
