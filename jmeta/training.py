@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import parallel
+from jmeta.compiled import once
 from jmeta.runs.config import Training
 from jmeta.runs.folder import RunFolder
 from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, TaskFamily
@@ -141,8 +143,9 @@ def compile_chunk(
 ) -> Callable[[TrainState, Array], tuple[TrainState, Metrics]]:
     """A jitted call of up to `length` meta-iterations, its state donated.
 
-    The number of iterations is an argument, so a shorter last chunk does not compile again. Returns the
-    new state and the metrics, each [length]; entries past the count are zero.
+    The number of iterations is an argument, so a shorter last chunk does not compile again, and neither does
+    a second call for the same algorithm, family and sizes. The jitted call returns the new state and the
+    metrics, each [length]; entries past the count are zero.
     """
 
     @jax.jit
@@ -162,7 +165,8 @@ def compile_chunk(
 
         return jax.lax.fori_loop(0, count, body, (state, stacked))
 
-    return jax.jit(chunk, donate_argnums=0)
+    make = functools.partial(jax.jit, chunk, donate_argnums=0)
+    return once(make, algorithm.update, family.sample, num_tasks, length)
 
 
 def _records(stacked: Metrics, done: int, count: int) -> list[dict[str, float]]:

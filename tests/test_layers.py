@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1] / "jmeta"
 LAYERS = {
     "types": 0,
     "checks": 1,
+    "compiled": 1,
     "distributions": 1,
     "estimators": 1,
     "optimizers": 1,

@@ -1,5 +1,6 @@
 """The host loop: what it logs, saves, compiles, and that an interruption leaves no trace."""
 
+import gc
 import itertools
 import json
 import pathlib
@@ -7,6 +8,7 @@ import resource
 import subprocess
 import sys
 import time
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +91,26 @@ def test_a_run_compiles_once_with_a_shorter_last_chunk():
     assert [iteration for iteration, _ in seen] == [1, 3, 6, 7]
     assert len({count for _, count in seen}) == 1  # nothing after the first chunk
     assert len([name for name in compiled if "chunk" in name]) == 1
+
+
+def test_a_second_call_for_the_same_algorithm_and_sizes_compiles_nothing():
+    algorithm = drifting()
+    options = {"num_tasks": 4, "log_every": 2, "checkpoint_every": 4}
+    states = [training.train(algorithm, FAMILY, iterations=3, **options)]
+    with small.compilations() as compiled:
+        for iterations in (3, 5):
+            states.append(training.train(algorithm, FAMILY, iterations=iterations, **options))
+    assert compiled == []
+    assert small.bits(states[0]) == small.bits(states[1]) != small.bits(states[2])
+
+
+def test_nothing_of_an_algorithm_outlives_it():
+    algorithm = drifting()
+    training.train(algorithm, FAMILY, iterations=1, num_tasks=4)
+    update = weakref.ref(algorithm.update)
+    del algorithm
+    gc.collect()
+    assert update() is None
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self/statm").exists(), reason="memory is read as Linux tells it")
