@@ -70,6 +70,7 @@ def episode(env: Env, policy: Policy, adapted: Adapted, task: Task, key: Key) ->
             value=output.value,
             last_obs=inputs.obs,
             last_value=output.value,
+            measures=jax.tree.map(lambda x: jnp.where(alive, x, jnp.zeros_like(x)), timestep.measures),
         )
         # What comes after a terminal state may be anything, NaN too: nobody sees it.
         obs = jnp.where(terminated, inputs.obs, timestep.obs)
@@ -147,6 +148,26 @@ def check_room(policy: Policy, num_steps: int) -> None:
 def returns(rollout: Rollout) -> jax.Array:
     """Undiscounted return of each episode: reward [..., T] -> [...]."""
     return rollout.reward.sum(-1)
+
+
+def lengths(rollout: Rollout) -> jax.Array:
+    """Steps that each episode took: mask [..., T] -> [...] int32."""
+    return rollout.mask.sum(-1).astype(jnp.int32)
+
+
+def measures(rollout: Rollout) -> dict[str, jax.Array]:
+    """Measures of each episode: [..., T] -> [...] float each.
+
+    Of a bool measure, whether it was true after some step of the episode (0 or 1); of a float one, the mean over the
+    steps that the episode took.
+    """
+
+    def of_episode(measure: jax.Array) -> jax.Array:
+        if measure.dtype == bool:
+            return measure.any(-1).astype(float)
+        return measure.sum(-1) / rollout.mask.sum(-1)
+
+    return {name: of_episode(measure) for name, measure in rollout.measures.items()}
 
 
 def _no_action(env: Env) -> jax.Array:

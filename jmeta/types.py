@@ -57,11 +57,14 @@ class EnvSpec:
 
 
 class TimeStep(NamedTuple):
-    """What the agent is shown after `reset` or `step`."""
+    """What the agent is shown after `reset` or `step`, and what else is measured."""
 
     obs: Array  # [D] float
     reward: Array  # [] float; 0 after `reset`
     terminated: Array  # [] bool; the time limit is never `terminated`
+    # Name -> scalar []; the same names after `reset` and `step`. No agent sees them. A bool is something that happens,
+    # such as "success", and counts once an episode; a float is averaged over the steps of an episode.
+    measures: dict[str, Array] = {}
 
 
 class Env(NamedTuple):
@@ -148,6 +151,7 @@ class Rollout(NamedTuple):
     value: Array  # [T] the critic's estimates while sampling
     last_obs: Array  # [D] the observation after the last step; no use if terminated
     last_value: Array  # [] the critic's estimate of it
+    measures: dict[str, Array] = {}  # `TimeStep.measures` after each step, [T] each; 0 where not `mask`
 
 
 class LastTransition(NamedTuple):

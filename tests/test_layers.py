@@ -18,6 +18,7 @@ LAYERS = {
     "optimizers": 1,
     "parallel": 1,
     "runtime": 1,
+    "statistics": 1,
     "envs": 2,
     "policies": 2,
     "tasks": 3,

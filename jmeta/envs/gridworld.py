@@ -12,7 +12,8 @@ MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # stay, up, right, down, lef
 def gridworld(*, size: int, horizon: int) -> Env:
     """Makes a grid of `size` x `size` cells: the agent starts in the corner (0, 0) and is not shown the goal.
 
-    A step pays 1 if it ends on the goal, else -0.1. A move off the grid stays.
+    A step pays 1 if it ends on the goal, else -0.1. A move off the grid stays. The measure `success` is whether the
+    agent is on the goal.
 
     Args:
       size: cells in a row.
@@ -29,17 +30,18 @@ def gridworld(*, size: int, horizon: int) -> Env:
         if value < least:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
 
-    def observe(cell: Array, reward: Array) -> TimeStep:
-        return TimeStep(2.0 * cell / (size - 1) - 1.0, reward, jnp.array(False))
+    def observe(cell: Array, reward: Array, task: Array) -> TimeStep:
+        obs = 2.0 * cell / (size - 1) - 1.0
+        return TimeStep(obs, reward, jnp.array(False), {"success": (cell == task).all()})
 
     def reset(key: Key, task: Array) -> tuple[Array, TimeStep]:
-        del key, task
+        del key
         cell = jnp.zeros(2, jnp.int32)
-        return cell, observe(cell, jnp.zeros(()))
+        return cell, observe(cell, jnp.zeros(()), task)
 
     def step(key: Key, state: Array, action: Array, task: Array) -> tuple[Array, TimeStep]:
         del key
         cell = jnp.clip(state + jnp.array(MOVES)[action], 0, size - 1)
-        return cell, observe(cell, jnp.where((cell == task).all(), 1.0, -0.1))
+        return cell, observe(cell, jnp.where((cell == task).all(), 1.0, -0.1), task)
 
     return Env(reset, step, EnvSpec(2, Discrete(len(MOVES)), horizon, terminates=False))

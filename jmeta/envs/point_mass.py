@@ -18,6 +18,7 @@ def point_mass(
     horizon: int,
     reward: Callable[[Array, Task], Array],
     terminated: Callable[[Array, Task], Array] | None = None,
+    success: Callable[[Array, Task], Array] | None = None,
 ) -> Env:
     """Makes a point in the plane that starts at the origin and moves by `0.1 * clip(action, -1, 1)`.
 
@@ -25,6 +26,8 @@ def point_mass(
       horizon: steps in an episode.
       reward: `(position [2], task) -> []`, of the position after the step.
       terminated: `(position [2], task) -> [] bool`, of the position after the step; None never terminates.
+      success: `(position [2], task) -> [] bool`, of the position after the step: the measure `success`; None
+        measures nothing.
 
     Returns:
       The environment: its observation and its state are the position [2].
@@ -34,16 +37,19 @@ def point_mass(
     """
     at_least(1, horizon=horizon)
 
+    def measure(position: Array, task: Task) -> dict[str, Array]:
+        return {} if success is None else {"success": success(position, task)}
+
     def reset(key: Key, task: Task) -> tuple[Array, TimeStep]:
-        del key, task
+        del key
         position = jnp.zeros(2)
-        return position, TimeStep(position, jnp.zeros(()), jnp.array(False))
+        return position, TimeStep(position, jnp.zeros(()), jnp.array(False), measure(position, task))
 
     def step(key: Key, state: Array, action: Array, task: Task) -> tuple[Array, TimeStep]:
         del key
         position = state + MAX_STEP * action
         end = jnp.array(False) if terminated is None else terminated(position, task)
-        return position, TimeStep(position, reward(position, task), end)
+        return position, TimeStep(position, reward(position, task), end, measure(position, task))
 
     spec = EnvSpec(2, Continuous(2), horizon, terminates=terminated is not None)
     return clip_actions(Env(reset, step, spec))

@@ -18,6 +18,7 @@ def grid_goal(*, horizon: int = 15) -> TaskFamily:
     Task: the goal's cell [2], uniform over all but the start (0, 0) and the three cells beside it.
     Reward: 1 for a step that ends on the goal, else -0.1.
     Observation: the agent's cell, scaled to [-1, 1]. Actions: stay, up, right, down, left.
+    Measures: `success`, an episode that has been on the goal.
     Termination: never. A trial is 4 episodes; each starts in (0, 0).
     Splits: none: the held-out tasks are of the same distribution.
     Source: Zintgraf et al. 2020 (VariBAD), section 5.1, and its published code.

@@ -19,6 +19,7 @@ def point_goal(*, horizon: int = 100) -> TaskFamily:
     Task: the goal [2], uniform in the square [-0.5, 0.5]^2.
     Reward: minus the Euclidean distance to the goal after the step.
     Observation: the position [2]. Actions in [-1, 1] change each coordinate by at most 0.1.
+    Measures: `success`, an episode that has been within 0.1 of the goal, the length of the largest step.
     Termination: both coordinates within 0.01 of the goal.
     Splits: goals in the corner x > 0.25, y > 0.25 (1/16 of the square) are held out; training goals are
     uniform in the rest.
@@ -59,7 +60,10 @@ def point_goal(*, horizon: int = 100) -> TaskFamily:
         left = jnp.maximum(jnp.abs(task) - MAX_STEP * steps, 0.0)  # [T, 2] distance left in each coordinate
         return -jnp.sum(jnp.linalg.norm(left, axis=1))
 
-    env = point_mass(horizon=horizon, reward=reward, terminated=terminated)
+    def success(position: Array, task: Task) -> Array:
+        return jnp.linalg.norm(position - task) < MAX_STEP
+
+    env = point_mass(horizon=horizon, reward=reward, terminated=terminated, success=success)
     return TaskFamily("point-goal", env, sample, sample_heldout, optimal_return)
 
 
@@ -69,6 +73,7 @@ def sparse_point_goal(*, horizon: int = 20) -> TaskFamily:
     Task: the goal [2], at distance 1 from the origin and a uniform angle in [0, pi].
     Reward: 1 - distance to the goal where that distance is at most 0.2, and 0 elsewhere.
     Observation: the position [2]. Actions in [-1, 1] change each coordinate by at most 0.1.
+    Measures: `success`, an episode that has been within 0.2 of the goal.
     Termination: never.
     Splits: angles in [pi/4, pi/2) are held out; training angles are uniform in the rest of [0, pi].
     Source: Rakelly et al. 2019 (PEARL), sparse 2D navigation, and its published code (horizon 20). PEARL's
@@ -88,10 +93,14 @@ def sparse_point_goal(*, horizon: int = 20) -> TaskFamily:
         distance = jnp.linalg.norm(position - task)
         return jnp.where(distance <= _SPARSE_RADIUS, 1 - distance, 0.0)
 
+    def success(position: Array, task: Task) -> Array:
+        return jnp.linalg.norm(position - task) <= _SPARSE_RADIUS
+
     def sample(key: Key) -> Task:
         return unit_vector(uniform_outside(key, 0.0, jnp.pi, _SPARSE_HELDOUT))
 
     def sample_heldout(key: Key) -> Task:
         return unit_vector(uniform_inside(key, _SPARSE_HELDOUT))
 
-    return TaskFamily("sparse-point-goal", point_mass(horizon=horizon, reward=reward), sample, sample_heldout)
+    env = point_mass(horizon=horizon, reward=reward, success=success)
+    return TaskFamily("sparse-point-goal", env, sample, sample_heldout)
