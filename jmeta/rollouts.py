@@ -158,8 +158,8 @@ def lengths(rollout: Rollout) -> jax.Array:
 def measures(rollout: Rollout) -> dict[str, jax.Array]:
     """Measures of each episode: [..., T] -> [...] float each.
 
-    Of a bool measure, whether it was true after some step of the episode (0 or 1); of a float one, the mean over the
-    steps that the episode took.
+    Of a bool measure, whether it was true after some step of the episode (0 or 1); of a float one, the mean
+    over the steps that the episode took.
     """
 
     def of_episode(measure: jax.Array) -> jax.Array:

@@ -1,19 +1,19 @@
-"""Intervals of means: over training runs, over tasks, and over both. Everything that reports an interval uses them.
+"""Intervals of means: over training runs, over tasks, and over both. All tables use them.
 
 What a sentence is about decides which one:
 
-- *One training run.* Its tasks are a sample, the run is not: `over_tasks`, a percentile bootstrap. It says how
-  well the mean over tasks is known, and nothing about another run.
+- *One training run.* Its tasks are a sample, the run is not: `over_tasks`, a percentile bootstrap. It says
+  how well the mean over tasks is known, and nothing about another run.
 - *Several runs (seeds), each on tasks of its own.* The means of the runs are independent and alike, so
   `over_seeds` is Student's t on them. They already contain the variation of the tasks.
 - *Several runs on the same tasks.* What the tasks have in common does not average out over the runs:
   `over_seeds_and_tasks` adds the variance of the tasks.
 
-A bootstrap over seeds is not offered, because with few seeds it is too narrow: simulated, it covers 75 % with 3 seeds
-and 83 % with 5 where 95 % is asked for. The intervals here cover 95 % with 5 and with 10 seeds if the effects of the
-seeds are normal, 94 % if they have a skewness of 1, and 91 % if they have that of an exponential distribution, 2. With
-fewer than 5 seeds nobody can see how skewed they are: the interval is then called a t interval, and no percentage is
-promised (`heading`).
+A bootstrap over seeds is not offered, because with few seeds it is too narrow: simulated, it covers 75 % with
+3 seeds and 83 % with 5 where 95 % is asked for. The intervals here cover 95 % with 5 and with 10 seeds if the
+effects of the seeds are normal, 94 % if they have a skewness of 1, and 91 % if they have that of an
+exponential distribution, 2. With fewer than 5 seeds nobody can see how skewed they are: the interval is then
+called a t interval, and no percentage is promised (`heading`).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def over_tasks(samples: np.ndarray) -> Estimate:
 def over_seeds(means: np.ndarray) -> Estimate:
     """Mean over training runs, each evaluated on tasks of its own, with a Student's t interval.
 
-    The difference between two algorithms has an interval too: hand over the differences of the runs that have a seed
-    (and so their test tasks) in common.
+    The difference between two algorithms has an interval too: hand over the differences of the runs that have
+    a seed (and so their test tasks) in common.
 
     Args:
       means: [seeds, ...], the mean over its tasks of each run.

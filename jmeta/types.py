@@ -62,8 +62,8 @@ class TimeStep(NamedTuple):
     obs: Array  # [D] float
     reward: Array  # [] float; 0 after `reset`
     terminated: Array  # [] bool; the time limit is never `terminated`
-    # Name -> scalar []; the same names after `reset` and `step`. No agent sees them. A bool is something that happens,
-    # such as "success", and counts once an episode; a float is averaged over the steps of an episode.
+    # Name -> scalar []; the same names after `reset` and `step`. No agent sees them. A bool is something that
+    # happens, such as "success", and counts once an episode; a float is averaged over an episode's steps.
     measures: dict[str, Array] = {}
 
 

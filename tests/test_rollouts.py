@@ -343,3 +343,38 @@ def test_more_steps_than_a_memory_holds_are_refused():
         rollouts.trial(family.env, policy, adapted, task, key, 2)
     with pytest.raises(ValueError, match="max_steps of the policy must be at least 5, got 4"):
         rollouts.episode(family.env, policy._replace(max_steps=4), adapted, task, key)
+
+
+# -- measures -----------------------------------------------------------------------------------------
+
+
+def test_measures_of_an_episode_are_events_and_means_of_the_steps_taken():
+    plain = countdown()
+
+    def step(key, state, action, task):
+        state, timestep = plain.step(key, state, action, task)
+        measures = {"success": state == 2, "late": state == 5, "steps": state.astype(float)}
+        return state, timestep._replace(measures=measures)
+
+    env, policy = plain._replace(step=step), counting_policy()
+    run = jax.jit(lambda key: rollouts.batch(env, policy, Adapted((), jnp.int32(0)), 3, key, 2))
+    found = rollouts.measures(run(jax.random.key(0)))  # three steps of six
+    np.testing.assert_array_equal(found["success"], [1, 1])
+    np.testing.assert_array_equal(found["late"], [0, 0])
+    np.testing.assert_array_equal(found["steps"], [2, 2])
+    np.testing.assert_array_equal(rollouts.lengths(run(jax.random.key(0))), [3, 3])
+
+
+def test_success_is_near_the_goal():
+    family = tasks.sparse_point_goal(horizon=12)
+    policy = policies.mlp(family.env.spec, hidden=(2,), init_log_std=-20, min_log_std=-20)
+    params = policy.init(jax.random.key(0))
+    hidden, last = params["policy"]
+    straight_up = params | {"policy": (hidden, last._replace(bias=jnp.array([0.0, 1.0])))}
+    goals = jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    reached = jax.vmap(
+        lambda goal: rollouts.measures(
+            rollouts.batch(family.env, policy, Adapted(straight_up, ()), goal, jax.random.key(0), 1)
+        )
+    )(goals)
+    np.testing.assert_array_equal(reached["success"], [[1], [0]])

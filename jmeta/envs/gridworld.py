@@ -12,8 +12,8 @@ MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # stay, up, right, down, lef
 def gridworld(*, size: int, horizon: int) -> Env:
     """Makes a grid of `size` x `size` cells: the agent starts in the corner (0, 0) and is not shown the goal.
 
-    A step pays 1 if it ends on the goal, else -0.1. A move off the grid stays. The measure `success` is whether the
-    agent is on the goal.
+    A step pays 1 if it ends on the goal, else -0.1. A move off the grid stays. The measure `success` is
+    whether the agent is on the goal.
 
     Args:
       size: cells in a row.
