@@ -217,13 +217,13 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
 
 def write_json(path: pathlib.Path | None, record: Any) -> None:
     """Writes a record (dataclasses allowed) where the user asked for it."""
-    from jmeta.runs.folder import write_atomically
+    from jmeta.runs import files
 
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, default=dataclasses.asdict)
-        finite = json.loads(text, parse_constant=lambda _: None)  # JSON has no infinity
-        write_atomically(path, json.dumps(finite) + "\n")  # a table may be hours of work
+        content = files.json_text(json.loads(text))
+        files.write_atomically(path, content.encode())  # a table may be hours of work
 
 
 def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arguments: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jmeta import parallel
 from jmeta.compiled import once
 from jmeta.runs.config import Training
-from jmeta.runs.folder import RunFolder
+from jmeta.runs.folder import Restored, RunFolder
 from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, TaskFamily
 
 
@@ -48,8 +49,8 @@ def train(
 ) -> MetaState:
     """Meta-trains, over all devices: of several processes (`runtime.connect`), those of all.
 
-    With a `run` it logs and saves there and goes on from the newest checkpoint, if there is one; on a CPU
-    the result is bit for bit that of a run that was never interrupted.
+    With a `run` it logs and saves there and goes on from the newest whole checkpoint, if there is one; on a
+    CPU the result is bit for bit that of a run that was never interrupted.
 
     Args:
       algorithm: any meta-learner.
@@ -67,55 +68,57 @@ def train(
 
     Raises:
       ValueError: a number is out of its range.
-      DamagedRunError: `run` cannot be gone on with; see `resume`.
+      DamagedRunError: `run` cannot go on; see `resume`.
+      RunInUseError: another process trains in `run`.
     """
     mesh = parallel.task_mesh()
     parallel.check_divisible(num_tasks, mesh.size)
     Training(iterations, num_tasks, seed, log_every, checkpoint_every)  # checks their ranges
-    state = resume(run, algorithm, checkpoint_every) if run is not None else None
-    if state is None:
-        state = initial_state(algorithm, seed)
-        if run is not None and iterations == 0:
-            run.save_checkpoint(0, state)
-    state = parallel.replicate(state, mesh)
-    done = int(state.meta.step)
-    if jax.process_count() > 1:
-        parallel.agree(done)  # or they would not see the same checkpoints
-    if done >= iterations:
+    with contextlib.nullcontext() if run is None else run.lock:
+        state = None if run is None else resume(run, algorithm, checkpoint_every).tree
+        if state is None:
+            state = initial_state(algorithm, seed)
+            if run is not None and iterations == 0:
+                run.save_checkpoint(0, state)
+        state = parallel.replicate(state, mesh)
+        done = int(state.meta.step)
+        if jax.process_count() > 1:
+            parallel.agree(done)  # or they would not see the same checkpoints
+        if done >= iterations:
+            return state.meta
+        with jax.set_mesh(mesh):
+            chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
+            state, _ = chunk(state, jnp.int32(0))  # compiles, so that the first rate is a true one
+            first = done
+            while done < iterations:
+                started = time.perf_counter()
+                # One at first, to be heard from soon; then up to the next multiple, where checkpoints are.
+                count = 1 if done == first else min(log_every - done % log_every, iterations - done)
+                state, stacked = chunk(state, jnp.int32(count))
+                records = _records(jax.device_get(stacked), done, count)
+                done += count
+                seconds = time.perf_counter() - started
+                steps_per_second = sum(record["env_steps"] for record in records) / seconds
+                if run is not None:
+                    run.append_metrics(records)
+                    timing = {"iteration": done, "seconds": seconds, "env_steps_per_second": steps_per_second}
+                    run.append_timings([timing])
+                    if done % checkpoint_every == 0 or done == iterations:
+                        run.save_checkpoint(done, state)
+                if callback is not None:
+                    seconds_left = (iterations - done) * seconds / count
+                    callback(Progress(done, iterations, records[-1], steps_per_second, seconds_left))
         return state.meta
-    with jax.set_mesh(mesh):
-        chunk = compile_chunk(algorithm, family, num_tasks=num_tasks, length=log_every)
-        state, _ = chunk(state, jnp.int32(0))  # compiles, so that the first rate is a true one
-        first = done
-        while done < iterations:
-            started = time.perf_counter()
-            # One at first, to be heard from soon; then up to the next multiple, on which checkpoints fall.
-            count = 1 if done == first else min(log_every - done % log_every, iterations - done)
-            state, stacked = chunk(state, jnp.int32(count))
-            records = _records(jax.device_get(stacked), done, count)
-            done += count
-            seconds = time.perf_counter() - started
-            steps_per_second = sum(record["env_steps"] for record in records) / seconds
-            if run is not None:
-                run.append_metrics(records)
-                timing = {"iteration": done, "seconds": seconds, "env_steps_per_second": steps_per_second}
-                run.append_timings([timing])
-                if done % checkpoint_every == 0 or done == iterations:
-                    run.save_checkpoint(done, state)
-            if callback is not None:
-                seconds_left = (iterations - done) * seconds / count
-                callback(Progress(done, iterations, records[-1], steps_per_second, seconds_left))
-    return state.meta
 
 
 def initial_state(algorithm: MetaAlgorithm, seed: int) -> TrainState:
-    """The state before the first iteration. Under `jax.eval_shape`, what a checkpoint is restored into."""
+    """The state before the first iteration."""
     key_init, key_run = jax.random.split(jax.random.key(seed))
     return TrainState(jax.jit(algorithm.init)(key_init), key_run)
 
 
-def resume(run: RunFolder, algorithm: MetaAlgorithm, checkpoint_every: int) -> TrainState | None:
-    """Reads the newest checkpoint of a run and drops the records beyond it; compiles nothing.
+def resume(run: RunFolder, algorithm: MetaAlgorithm, checkpoint_every: int) -> Restored:
+    """Reads the checkpoint from which a run goes on, and drops the records after it; compiles nothing.
 
     Args:
       run: the run folder.
@@ -123,19 +126,37 @@ def resume(run: RunFolder, algorithm: MetaAlgorithm, checkpoint_every: int) -> T
       checkpoint_every: iterations between its checkpoints.
 
     Returns:
-      The state; None if no checkpoint was written yet.
+      The iteration, the `TrainState` or None if no checkpoint was written yet, and a line for everything that
+      was damaged and passed over; see `RunFolder.resume`.
 
     Raises:
-      DamagedRunError: the checkpoint or the records are damaged, or do not go together. Nothing is changed.
+      DamagedRunError: the run cannot go on from any checkpoint. Nothing is changed.
+      RunInUseError: another process trains in it.
     """
-    saved = run.latest_checkpoint()
-    state = None
-    if saved is not None:
-        state = run.restore_checkpoint(saved, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))
-    done = saved or 0
-    # Metrics are written before the checkpoint that holds them: a kill leaves them ahead, by one at most.
-    run.truncate_metrics(done, latest=done + checkpoint_every)
-    return state
+    with run.lock:
+        return run.resume(_shapes(algorithm), checkpoint_every)
+
+
+def restore(run: RunFolder, algorithm: MetaAlgorithm, which: int | Literal["last", "best"]) -> Restored:
+    """Reads a checkpoint of a run, which may be in training; compiles and changes nothing.
+
+    Args:
+      run: the run folder.
+      algorithm: that of the run.
+      which: an iteration, "best", or "last": the newest one that is whole.
+
+    Returns:
+      The iteration, the `TrainState`, and a line for everything that was damaged and passed over.
+
+    Raises:
+      ValueError: there is no such checkpoint; the message lists those there are.
+      DamagedRunError: it is damaged or does not belong to the run's configuration.
+    """
+    return run.restore(which, _shapes(algorithm))
+
+
+def _shapes(algorithm: MetaAlgorithm) -> TrainState:
+    return jax.eval_shape(lambda: initial_state(algorithm, seed=0))
 
 
 def compile_chunk(

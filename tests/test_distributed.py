@@ -115,7 +115,7 @@ def result(path):
     assert [record["iteration"] for record in records] == list(range(1, ITERATIONS + 1))
     _, _, algorithm = build(run.config)
     like = jax.eval_shape(lambda: training.initial_state(algorithm, seed=0))
-    state = run.restore_checkpoint(ITERATIONS, like)
+    state = run.restore(ITERATIONS, like).tree
     return np.array([list(record.values()) for record in records]), state.meta
 
 

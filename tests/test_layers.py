@@ -41,7 +41,6 @@ ONLY_IMPORTER = {
     "brax": "jmeta.envs.brax",
     "gymnasium": "jmeta.adapters.gymnasium",
     "gymnax": "jmeta.adapters.gymnax",
-    "orbax": "jmeta.runs.checkpoints",
     "ray": "jmeta.launcher",
 }
 

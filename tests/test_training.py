@@ -229,7 +229,7 @@ def test_a_second_call_goes_on_bit_for_bit(straight, new_run):
     assert small.bits(train(8, run=run)) == small.bits(state)
     assert metrics_bytes(run) == metrics_bytes(reference)
     like = training.TrainState(state, jax.random.key(0))
-    saved = [small.bits(r.restore_checkpoint(8, like)) for r in (run, reference)]
+    saved = [small.bits(r.restore(8, like).tree) for r in (run, reference)]
     assert saved[0] == saved[1]
 
 

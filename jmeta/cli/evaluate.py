@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 from typing import Annotated, Literal
 
 import tyro
@@ -41,7 +42,8 @@ def main(argv: list[str]) -> None:
     flags = parse(Evaluate, argv, "jmeta evaluate", summary)
     with user_errors():
         from jmeta.runs.config import SEED_LIMIT, build
-        from jmeta.runs.folder import RunFolder, write_json
+        from jmeta.runs.files import write_json
+        from jmeta.runs.folder import RunFolder
 
         for name, least in (("steps", 0), ("episodes", 1), ("seed", 0)):
             if (getattr(flags, name) or 0) < least:
@@ -49,9 +51,8 @@ def main(argv: list[str]) -> None:
         if flags.seed >= SEED_LIMIT:
             raise ValueError(f"--seed must be below {SEED_LIMIT}, not {flags.seed}")
         run = RunFolder.open(flags.run_dir)
-        iteration = run.latest_checkpoint()
-        if iteration is None:
-            raise ValueError(f"run folder {flags.run_dir!r} has no complete checkpoint yet")
+        if run.latest_checkpoint() is None:
+            raise ValueError(f"run folder {flags.run_dir!r} has no checkpoint yet")
         start_jax(flags.tasks, value_of("--tasks", argv) is not None)
         family, _, algorithm = build(run.config)
         if flags.split == "heldout" and family.sample_heldout is family.sample:
@@ -59,15 +60,16 @@ def main(argv: list[str]) -> None:
 
         import jax
 
-        from jmeta import evaluation, parallel
+        from jmeta import evaluation, parallel, training
         from jmeta.reporting import plots
         from jmeta.reporting.tables import adaptation_table
-        from jmeta.training import initial_state
 
         steps = evaluation.adaptation_steps(algorithm, flags.steps)
         if flags.plot is not None:
             plots.check(flags.plot)
-        state = run.restore_checkpoint(iteration, jax.eval_shape(lambda: initial_state(algorithm, seed=0)))
+        iteration, state, notes = training.restore(run, algorithm, "last")
+    if notes:
+        print(f"evaluating iteration {iteration}: {'; '.join(notes)}", file=sys.stderr)
     mesh = parallel.task_mesh()
     with jax.set_mesh(mesh):
         result = evaluation.evaluate(

@@ -101,14 +101,17 @@ def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool
     from jmeta.runs.folder import RunFolder
 
     settings = run.config.training
+    notes: tuple[str, ...] = ()
     with user_errors():
         family, algorithm = _build(run.config, processes, every_core)
-        if resumed:
-            training.resume(run, algorithm, settings.checkpoint_every)  # fails now rather than under way
+        if resumed:  # fails now rather than under way
+            iteration, _, notes = training.resume(run, algorithm, settings.checkpoint_every)
         else:
             RunFolder.create(run.path, run.config)
-    console = Console(stderr=True, highlight=False, quiet=jax.process_index() > 0)
+    console = Console(stderr=True, highlight=False, markup=False, quiet=jax.process_index() > 0)
     console.print(f"run folder: {run.path}", soft_wrap=True)
+    if notes:
+        console.print(f"going on from iteration {iteration}: {'; '.join(notes)}", soft_wrap=True)
     try:
         with ProgressReporter(console, settings.iterations) as report:
             training.train(algorithm, family, **dataclasses.asdict(settings), run=run, callback=report)
@@ -132,13 +135,14 @@ def _resumed_run(argv: list[str]) -> tuple[RunFolder, Processes]:
 
 def _new_run(argv: list[str]) -> tuple[RunFolder, Processes]:
     """A run that is not on the disk yet."""
+    from jmeta.runs.files import local_path
     from jmeta.runs.folder import RunFolder, check_free
 
     names = positionals(argv)
     if len(names) != 2:
         raise ValueError("give ALGORITHM and FAMILY first: jmeta train ALGORITHM FAMILY [flags]")
     config, run_dir, processes = _configure_run(names[0], names[1], argv[2:])
-    path = _fresh_run_dir(config) if run_dir is None else pathlib.Path(run_dir)
+    path = _fresh_run_dir(config) if run_dir is None else local_path(run_dir)
     check_free(path)
     return RunFolder(path, config), processes
 

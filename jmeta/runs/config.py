@@ -12,10 +12,13 @@ import difflib
 import importlib
 import inspect
 import json
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
+
+from jmeta.runs import files
 
 if typing.TYPE_CHECKING:
     from jmeta.types import MetaAlgorithm, Policy, TaskFamily
@@ -28,7 +31,7 @@ _MODULES: dict[str, str] = {
     "optimizer": "jmeta.optimizers",
 }
 REQUIRED = inspect.Parameter.empty  # the default of a hyperparameter that has none
-SEED_LIMIT = 2**31  # what a seed is below
+SEED_LIMIT = 2**31  # every integer is below it, seeds too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +59,6 @@ class Training:
         for name, least in (("iterations", 0), ("num_tasks", 1), ("seed", 0), ("log_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.seed >= SEED_LIMIT:
-            raise ValueError(f"seed must be below {SEED_LIMIT}, got {self.seed}")
         if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every must be a multiple of log_every={self.log_every},"
@@ -83,9 +84,10 @@ class RunConfig:
         """Reads what `to_json` wrote.
 
         Raises:
-          ValueError: if the text is not JSON or has not the shape of a configuration.
+          ValueError: the text is not JSON or has not the shape of a configuration. Its values are checked
+            by `build`.
         """
-        data = json.loads(text)
+        data = files.parse_json(text)
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(data, dict) or sorted(data) != sorted(names):
             raise ValueError(f"a configuration has exactly the keys {', '.join(names)}")
@@ -155,8 +157,9 @@ def factory(kind: Kind, name: Any) -> Callable[..., Any]:
 def unknown(what: str, name: Any, known: Iterable[str]) -> str:
     """One line that says a name is unknown and offers the nearest known one, or all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"unknown {what} {str(name)!r}; " + (
+    name = str(name)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"unknown {what} {_shown(name)}; " + (
         f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
     )
 
@@ -201,7 +204,7 @@ def to_json_value(value: Any, annotation: Any, where: str) -> Any:
     """
     if is_optimizer(annotation):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be an object with a name and arguments, not {value!r}")
+            raise ValueError(f"{where} must be an object with a name and arguments, not {_shown(value)}")
         return _complete("optimizer", value)
     if is_optimizer_factory(annotation):
         name = getattr(value, "__name__", value)  # a default such as `optax.sgd` goes by its own name
@@ -210,7 +213,7 @@ def to_json_value(value: Any, annotation: Any, where: str) -> Any:
         return name
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
-        if value not in arguments:
+        if not any(type(value) is type(known) and value == known for known in arguments):
             raise ValueError(unknown(f"value of {where}", value, map(str, arguments)))
         return value
     if origin in (typing.Union, types.UnionType):
@@ -221,15 +224,24 @@ def to_json_value(value: Any, annotation: Any, where: str) -> Any:
             return to_json_value(value, rest[0], where)
     if origin is tuple and arguments[1:] == (Ellipsis,):
         if not isinstance(value, list | tuple):
-            raise ValueError(f"{where} must be a list, not {value!r}")
+            raise ValueError(f"{where} must be a list, not {_shown(value)}")
         return [to_json_value(item, arguments[0], f"every item of {where}") for item in value]
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+    if type(value) is int and abs(value) >= SEED_LIMIT:
+        raise ValueError(f"{where} must be below {SEED_LIMIT}, got {_shown(value)}")
+    if annotation is float and type(value) is int:
         return float(value)
     if annotation in (bool, int, float, str):
         if type(value) is not annotation:
-            raise ValueError(f"{where} must be of type {annotation.__name__}, not {value!r}")
+            raise ValueError(f"{where} must be of type {annotation.__name__}, not {_shown(value)}")
+        if annotation is float and not math.isfinite(value):
+            raise ValueError(f"{where} must be finite, got {value}")
         return value
     raise TypeError(f"{where}: a configuration cannot hold a value of type {annotation}")
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: in one short line."""
+    return shown if len(shown := repr(value)) <= 80 else f"{shown[:76]} ..."
 
 
 def _complete(kind: Kind, chosen: Mapping[str, Any]) -> dict[str, Any]:

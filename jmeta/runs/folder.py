@@ -2,31 +2,51 @@
 
 config.json        everything that rebuilds the run; written last, so a folder with it is whole
 environment.json   what it ran on
-metrics.jsonl      one line a logged iteration: deterministic values only
+metrics.jsonl      one line per iteration: deterministic values only
 timings.jsonl      wall-clock times of the same iterations
 checkpoints/       see `jmeta.runs.checkpoints`
+best.json          which checkpoint had the highest return on held-out tasks, and that return
 evaluation.json    the last evaluation
+lock               empty; locked by the process that trains, see `jmeta.runs.files.Lock`
 
 Numbers that are not finite are null: JSON has no others. Of several processes only the first one writes; the
-others see the same folder where a run goes on.
+others see the same folder where a run goes on. Reading needs no lock, also while the run is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import functools
+import itertools
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 import jax
 
-from jmeta.runs import checkpoints, environment
+from jmeta.runs import checkpoints, environment, files
 from jmeta.runs.checkpoints import DamagedRunError
 from jmeta.runs.config import RunConfig
 from jmeta.types import PyTree
+
+_LONGEST_LINE = 2**20  # bytes of a record
+
+
+class Restored(NamedTuple):
+    """What was read of a run."""
+
+    iteration: int  # of the checkpoint; 0 without one
+    tree: PyTree  # its content; None where the run starts from its beginning
+    notes: tuple[str, ...]  # why newer checkpoints were passed over and what else was left out, a line each
+
+
+class Best(NamedTuple):
+    """The best checkpoint of a run."""
+
+    iteration: int
+    mean_return: float  # on held-out tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,96 +61,267 @@ class RunFolder:
     path: pathlib.Path
     config: RunConfig
 
+    @functools.cached_property
+    def lock(self) -> files.Lock:
+        """`with run.lock:` whoever writes metrics and checkpoints; RunInUseError if another process does."""
+        return files.Lock(self.path / "lock")
+
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: RunConfig) -> RunFolder:
         """Makes the folder of a new run and writes its configuration and environment.
 
         Raises:
-          FileExistsError: if there is anything at `path`; see `check_free`. Nothing is changed.
+          FileExistsError: there is something at `path`; see `check_free`. Nothing is changed.
+          RunInUseError: another process makes the same run.
+          ValueError: `path` is not the path of a local folder; see `files.local_path`.
         """
-        path = pathlib.Path(path)
+        run = cls(files.local_path(path), config)
         if jax.process_index() == 0:
-            check_free(path)
-            path.mkdir(parents=True, exist_ok=True)
-            write_json(path / "environment.json", environment.describe())
-            write_atomically(path / "config.json", config.to_json())
-        return cls(path, config)
+            check_free(run.path)
+            run.path.mkdir(parents=True, exist_ok=True)
+            with run.lock:
+                check_free(run.path)
+                run._remove_temporaries()
+                files.write_json(run.path / "environment.json", environment.describe())
+                files.write_atomically(run.path / "config.json", config.to_json().encode())
+            files.sync_folder(run.path.parent)
+        return run
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Opens the folder of an existing run.
 
         Raises:
-          FileNotFoundError: if there is no such folder.
-          DamagedRunError: if it is not the folder of a run, or its configuration is damaged.
+          FileNotFoundError: there is no such folder.
+          DamagedRunError: it is not the folder of a run, or its configuration is damaged.
+          ValueError: `path` is not the path of a local folder; see `files.local_path`.
         """
-        path = pathlib.Path(path)
+        path = files.local_path(path)
         if not path.is_dir():
             raise FileNotFoundError(f"there is no run folder {str(path)!r}")
         try:
-            config = RunConfig.from_json((path / "config.json").read_text(encoding="utf-8"))
+            config = RunConfig.from_json(files.read_text(path / "config.json"))
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise DamagedRunError(f"run folder {str(path)!r} is damaged: config.json: {reason}") from error
+            reason = f"config.json: {files.reason(error)}"
+            raise DamagedRunError(f"run folder {str(path)!r} is damaged: {reason}") from error
         return cls(path, config)
+
+    # -- records
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends records {"iteration": ..., metric: value}; values are deterministic, never times."""
-        _append(self.path / "metrics.jsonl", records)
+        self._append("metrics.jsonl", records)
 
     def append_timings(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends records {"iteration": ..., time or speed: value}."""
-        _append(self.path / "timings.jsonl", records)
+        self._append("timings.jsonl", records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metrics records, NaN for null; a last line that was cut off while being written is left out.
 
         Raises:
-          DamagedRunError: if another line is damaged.
+          DamagedRunError: another line is damaged.
         """
-        return _read(self.path / "metrics.jsonl")
+        return [record for record, _ in _records(self.path / "metrics.jsonl")]
 
-    def truncate_metrics(self, iteration: int, latest: int) -> None:
-        """Drops metrics and timings beyond `iteration`, and a last line that was cut off.
-
-        A run that resumes from the checkpoint of `iteration` writes those records again.
-
-        Args:
-          iteration: that of the last checkpoint, 0 without one.
-          latest: how far the metrics can be ahead of it.
-
-        Raises:
-          DamagedRunError: if a line is damaged, or if the metrics are not those of iterations 1, 2, 3 and so
-            on up to one from `iteration` to `latest`: some were lost, or a checkpoint. Nothing is changed.
-        """
-        done = [record["iteration"] for record in self.read_metrics()]
-        if done != list(range(1, len(done) + 1)):
-            raise DamagedRunError("metrics.jsonl is damaged: its iterations are not 1, 2, 3 and so on")
-        if not iteration <= len(done) <= latest:
-            last = (
-                f"the last checkpoint is of iteration {iteration}" if iteration else "there is no checkpoint"
-            )
-            raise DamagedRunError(
-                f"metrics.jsonl holds {len(done)} iterations, but {last}: files are missing"
-            )
-        paths = [self.path / name for name in ("metrics.jsonl", "timings.jsonl")]
-        paths = [path for path in paths if path.exists()]
-        kept = [[record for record in _read(path) if record["iteration"] <= iteration] for path in paths]
-        if jax.process_index() == 0:
-            for path, records in zip(paths, kept, strict=True):
-                write_atomically(path, _lines(records))
+    # -- checkpoints
 
     def latest_checkpoint(self) -> int | None:
-        """The iteration of the last complete checkpoint; None if there is none."""
-        return checkpoints.latest(self.path / "checkpoints")
+        """The iteration of the newest checkpoint, which `restore` may find damaged; None if there is none."""
+        return max(self._iterations(), default=None)
+
+    def best_checkpoint(self) -> Best | None:
+        """The best checkpoint and its return; None if none was marked.
+
+        Raises:
+          DamagedRunError: best.json is damaged.
+        """
+        try:
+            content = files.parse_json(files.read_text(self.path / "best.json"))
+            if not isinstance(content, dict) or sorted(content) != ["iteration", "return"]:
+                raise ValueError("it has not exactly the keys iteration and return")
+            iteration, mean_return = content["iteration"], content["return"]
+            if type(iteration) is not int or iteration < 0:
+                raise ValueError("its iteration is no number of iterations")
+            if type(mean_return) not in (int, float) or not math.isfinite(mean_return):
+                raise ValueError("its return is no finite number")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, OverflowError) as error:
+            reason = "its return is too large" if isinstance(error, OverflowError) else files.reason(error)
+            raise DamagedRunError(f"best.json is damaged: {reason}") from error
+        return Best(iteration, float(mean_return))
+
+    def mark_best(self, iteration: int, mean_return: float) -> bool:
+        """Makes a checkpoint the best one if its return is higher than that of the best so far.
+
+        Args:
+          iteration: of a checkpoint.
+          mean_return: on held-out tasks; one that is not finite is never the best.
+
+        Returns:
+          Whether it is the best one now.
+
+        Raises:
+          ValueError: there is no such checkpoint.
+        """
+        self._check_exists(iteration)
+        best = self.best_checkpoint()
+        if not math.isfinite(mean_return) or (best is not None and mean_return <= best.mean_return):
+            return False
+        if jax.process_index() == 0:
+            files.write_json(self.path / "best.json", {"iteration": iteration, "return": mean_return})
+        return True
 
     def save_checkpoint(self, iteration: int, tree: PyTree) -> None:
-        """Writes a checkpoint and removes all but the last three; see `checkpoints.save`."""
-        checkpoints.save(self.path / "checkpoints", iteration, tree)
+        """Writes a checkpoint; the last three and the best one stay. See `checkpoints.save`.
 
-    def restore_checkpoint(self, iteration: int, like: PyTree) -> PyTree:
-        """Reads a checkpoint into a tree like `like`; see `checkpoints.restore`."""
-        return checkpoints.restore(self.path / "checkpoints", iteration, like)
+        The records so far are on the disk before it is.
+        """
+        best = self.best_checkpoint()
+        if jax.process_index() == 0:
+            files.sync_file(self.path / "metrics.jsonl")
+        keep = () if best is None else (best.iteration,)
+        checkpoints.save(self.path / "checkpoints", iteration, tree, keep)
+
+    def restore(self, which: int | Literal["last", "best"], like: PyTree) -> Restored:
+        """Reads a checkpoint into a tree like `like`, bit for bit; nothing is changed.
+
+        The run may be in training at the same time: "last" is the newest checkpoint at the moment of reading.
+
+        Args:
+          which: an iteration, "best", or "last": the newest one that is whole.
+          like: a tree of the same structure, shapes and dtypes, or of `jax.ShapeDtypeStruct`s.
+
+        Raises:
+          ValueError: there is no such checkpoint; the message lists those there are.
+          DamagedRunError: it is damaged or does not belong to the run's configuration.
+        """
+        if which == "last":
+            return self._restore_last(like)
+        if which == "best":
+            best = self.best_checkpoint()
+            if best is None:
+                raise ValueError(f"run folder {str(self.path)!r} has no best checkpoint; {self._listed()}")
+            which = best.iteration
+        self._check_exists(which)
+        return Restored(which, checkpoints.restore(self.path / "checkpoints", which, like), ())
+
+    def resume(self, like: PyTree, checkpoint_every: int) -> Restored:
+        """Reads the newest checkpoint from which the run can go on, and drops what was written after it.
+
+        It can go on from a checkpoint that is whole and whose iterations all have whole records, or from the
+        beginning if no checkpoint was written yet. Call it with the lock. A run that is finished and
+        whole is left as it is, bit for bit.
+
+        Args:
+          like: see `restore`.
+          checkpoint_every: iterations between checkpoints.
+
+        Raises:
+          DamagedRunError: it cannot go on from any checkpoint. Nothing is changed.
+        """
+        metrics, timings = self.path / "metrics.jsonl", self.path / "timings.jsonl"
+        ends, problem = _numbered(metrics)
+        logged = len(ends) - 1
+        holds = problem or f"metrics.jsonl holds {logged} iterations"
+        there = self._iterations()
+        restored, notes = None, []
+        for iteration in reversed(there):
+            if iteration > logged:
+                notes.append(f"checkpoint {iteration} is newer than its records: {holds}")
+                continue
+            try:
+                tree = checkpoints.restore(self.path / "checkpoints", iteration, like)
+            except DamagedRunError as error:
+                notes.append(str(error))
+            else:
+                restored = iteration
+                break
+        if restored is None:
+            if notes or problem or logged > checkpoint_every:
+                found = "; ".join(notes) or f"{holds}, but there is no checkpoint"
+                raise DamagedRunError(f"run folder {str(self.path)!r} cannot go on: {found}")
+            restored, tree = 0, None
+        elif logged > restored + checkpoint_every and not notes:
+            notes.append(f"{holds}, but the newest checkpoint is of iteration {restored}")
+        forget_best = self._outdated_best(restored, notes)
+        timings_end = self._end_of_timings(timings, restored, notes)
+        if jax.process_index() == 0:
+            self._remove_temporaries()
+            for path, end in ((metrics, ends[restored]), (timings, timings_end)):
+                if path.exists():
+                    files.truncate(path, end)
+            if forget_best:
+                (self.path / "best.json").unlink()
+        return Restored(restored, tree, tuple(notes))
+
+    def _restore_last(self, like: PyTree) -> Restored:
+        notes: list[str] = []
+        left = there = self._iterations()
+        while left:
+            *left, iteration = left
+            try:
+                tree = checkpoints.restore(self.path / "checkpoints", iteration, like)
+                return Restored(iteration, tree, tuple(notes))
+            except DamagedRunError as error:
+                notes.append(str(error))
+            if there != (now := self._iterations()):  # it may have been removed because there are newer ones
+                notes, left, there = [], now, now
+        if notes:
+            raise DamagedRunError(
+                f"run folder {str(self.path)!r} has no whole checkpoint: {'; '.join(notes)}"
+            )
+        raise ValueError(f"run folder {str(self.path)!r} has no checkpoint yet")
+
+    def _iterations(self) -> list[int]:
+        try:
+            return checkpoints.iterations(self.path / "checkpoints")
+        except OSError as error:
+            raise DamagedRunError(f"checkpoints is damaged: {files.reason(error)}") from error
+
+    def _check_exists(self, iteration: int) -> None:
+        if iteration not in self._iterations():
+            raise ValueError(f"run folder {str(self.path)!r} has no checkpoint {iteration}; {self._listed()}")
+
+    def _listed(self) -> str:
+        there = self._iterations()
+        return f"it has {', '.join(map(str, there))}" if there else "it has none yet"
+
+    def _outdated_best(self, iteration: int, notes: list[str]) -> bool:
+        """Whether best.json must go, because it is damaged or of an iteration that is yet to come."""
+        try:
+            best = self.best_checkpoint()
+        except DamagedRunError as error:
+            path = self.path / "best.json"
+            if path.is_dir() and not path.is_symlink():
+                raise
+            notes.append(f"{error}; the best checkpoint is chosen again")
+            return True
+        return best is not None and best.iteration > iteration
+
+    def _end_of_timings(self, path: pathlib.Path, iteration: int, notes: list[str]) -> int:
+        """How many bytes of the timings are whole records up to an iteration."""
+        end = 0
+        try:
+            for record, end_of_line in _records(path):
+                if record["iteration"] > iteration:
+                    break
+                end = end_of_line
+        except _DamagedLineError as error:  # nothing depends on times
+            notes.append(f"{error}; the times from there on are dropped")
+        return end
+
+    def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:
+        if jax.process_index() == 0:
+            files.append(self.path / name, "".join(map(files.json_text, records)).encode())
+
+    def _remove_temporaries(self) -> None:
+        """Removes what a killed process left of files that only the holder of the lock writes."""
+        for entry in files.entries(self.path):
+            ours = files.is_temporary(entry.name) and not entry.name.startswith("evaluation")
+            if ours and entry.is_file(follow_symlinks=False):
+                pathlib.Path(entry.path).unlink()
 
 
 def check_free(path: pathlib.Path) -> None:
@@ -138,9 +329,10 @@ def check_free(path: pathlib.Path) -> None:
 
     It can where there is nothing, an empty folder, or what `RunFolder.create` leaves when it is killed.
     """
-    leftovers = {"environment.json", "environment.json.tmp", "config.json.tmp"}
-    if path.is_dir() and {entry.name for entry in path.iterdir()} <= leftovers:
-        return
+    if path.is_dir():
+        names = {entry.name for entry in files.entries(path)}
+        if all(name in ("environment.json", "lock") or files.is_temporary(name) for name in names):
+            return
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{str(path)!r} already exists; choose another run folder, or --resume it")
     parent = next(parent for parent in path.absolute().parents if parent.exists())
@@ -148,51 +340,49 @@ def check_free(path: pathlib.Path) -> None:
         raise FileExistsError(f"{str(path)!r} cannot be a folder: {str(parent)!r} is a file")
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a JSON file that is either whole or not there."""
-    write_atomically(path, json.dumps(_strict(value), indent=2) + "\n")
+class _DamagedLineError(DamagedRunError):
+    """A file of records can be read, but one of its lines is damaged."""
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file that is either whole or, as far as it was there, the former one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _lines(records: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(_strict(record)) + "\n" for record in records)
-
-
-def _strict(value: Any) -> Any:
-    """A JSON value with None for every number that is not finite."""
-    if isinstance(value, Mapping):
-        return {name: _strict(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _append(path: pathlib.Path, records: Iterable[Mapping[str, Any]]) -> None:
-    if jax.process_index() > 0:
-        return
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_lines(records))
-
-
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
+def _records(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The records of a file, line by line, each with the number of bytes up to its end."""
     try:
-        *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
-        del unfinished  # every whole line ends in a newline, so this is empty or cut off
-        return [_record(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise DamagedRunError(f"{path.name} is damaged: {error}") from error
+        with files.open_file(path) as file:
+            end = 0
+            for number in itertools.count(1):
+                line = file.readline(_LONGEST_LINE)
+                if not line.endswith(b"\n"):
+                    if len(line) == _LONGEST_LINE:
+                        raise _DamagedLineError(f"{path.name} is damaged: line {number} is too long")
+                    return  # the end, or a line that was cut off while it was written
+                try:
+                    record = _record(line)
+                except ValueError as error:
+                    raise _DamagedLineError(f"{path.name} is damaged: line {number}: {error}") from error
+                end += len(line)
+                yield record, end
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DamagedRunError(f"{path.name} is damaged: {files.reason(error)}") from error
 
 
-def _record(line: str) -> dict[str, Any]:
-    record = json.loads(line)
+def _record(line: bytes) -> dict[str, Any]:
+    record = files.parse_json(line.decode())
     if not isinstance(record, dict) or type(record.get("iteration")) is not int:
-        raise ValueError("a line is not the record of an iteration")
+        raise ValueError("it is not the record of an iteration")
     return {name: math.nan if value is None else value for name, value in record.items()}
+
+
+def _numbered(path: pathlib.Path) -> tuple[list[int], str | None]:
+    """The bytes up to the end of records 0, 1, 2 and so on, and what is wrong with the one that follows."""
+    ends = [0]
+    try:
+        for record, end in _records(path):
+            if record["iteration"] != len(ends):
+                found = record["iteration"]
+                return ends, f"{path.name} is damaged: iteration {found} follows {len(ends) - 1}"
+            ends.append(end)
+    except _DamagedLineError as error:
+        return ends, str(error)
+    return ends, None

@@ -20,8 +20,9 @@ def root(tmp_path):
 
 def tree(scale=1.0):
     params = {"w": jnp.array([[1.0, -0.0], [jnp.nan, 1e-45]]) * scale, "b": jnp.ones(3, jnp.bfloat16)}
+    params |= {"none": jnp.zeros((0, 3)), "few": jnp.arange(-2, 3, dtype=jnp.int4), "i": jnp.array(1j)}
     state = MetaState(params, {"count": jnp.int32(7), "flag": jnp.array([True, False])}, jnp.int32(3))
-    host = {"int": 12, "float": 0.1, "bool": True, "array": np.arange(4, dtype=np.uint8)}
+    host = {"int": 12, "float": 0.1, "bool": True, "array": np.arange(8, dtype=np.uint16)[::2]}
     return state, jax.random.key(5), jax.random.split(jax.random.key(6, impl="rbg"), 2), host, None
 
 
@@ -64,21 +65,29 @@ def test_restored_arrays_lie_where_those_of_the_example_do(root):
 
 
 def test_the_last_three_are_kept(root):
-    assert checkpoints.latest(root) is None
+    assert checkpoints.iterations(root) == []
     for iteration in (8, 9, 10, 11):
         checkpoints.save(root, iteration, jnp.int32(iteration))
     assert sorted(path.name for path in root.iterdir()) == ["10", "11", "9"]
-    assert checkpoints.latest(root) == 11
+    assert checkpoints.iterations(root) == [9, 10, 11]
     assert checkpoints.restore(root, 9, jnp.int32(0)) == 9
 
 
-def test_what_is_not_complete_is_ignored_and_removed(root):
+def test_checkpoints_to_keep_and_those_passed_over(root):
+    for iteration in (1, 2, 3, 4, 5, 6):
+        checkpoints.save(root, iteration, jnp.int32(iteration), keep=(2,))
+    assert checkpoints.iterations(root) == [2, 4, 5, 6]
+    checkpoints.save(root, 5, jnp.int32(50), keep=(2,))  # 6 is of a future that is trained again
+    assert checkpoints.iterations(root) == [2, 4, 5]
+    assert checkpoints.restore(root, 5, jnp.int32(0)) == 50
+
+
+def test_what_a_killed_process_left_is_ignored_and_removed(root):
     checkpoints.save(root, 5, jnp.int32(5))
-    (root / "tmp-6.orbax-checkpoint-tmp").mkdir()
-    (root / "tmp-7").mkdir()
-    (root / "8").mkdir()
-    (root / "8" / "_METADATA").write_text("{}")
-    assert checkpoints.latest(root) == 5
+    (root / "tmp-0123abcd").mkdir()
+    (root / "tmp-0123abcd" / "arrays.bin").write_text("")
+    (root / "tmp-7").write_text("")
+    assert checkpoints.iterations(root) == [5]
     checkpoints.save(root, 7, jnp.int32(7))
     assert sorted(path.name for path in root.iterdir()) == ["5", "7"]
 
@@ -88,12 +97,23 @@ def test_what_others_put_there_stays(root):
     (root / "notes.txt").write_text("mine")
     (root / "best").mkdir()
     (root / "best" / "manifest.json").write_text("mine")
+    (root / "007").mkdir()
     (root / "2").write_text("in the way")
     for iteration in (2, 3, 4):
         checkpoints.save(root, iteration, jnp.int32(iteration))
-    assert sorted(path.name for path in root.iterdir()) == ["2", "3", "4", "best", "notes.txt"]
+    assert sorted(path.name for path in root.iterdir()) == ["007", "2", "3", "4", "best", "notes.txt"]
     assert (root / "best" / "manifest.json").read_text() == "mine"
-    assert checkpoints.latest(root) == 4
+    assert checkpoints.iterations(root) == [2, 3, 4]
+
+
+def test_only_the_link_to_a_folder_of_others_is_removed(root, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "manifest.json").write_text("mine")
+    checkpoints.save(root, 1, jnp.int32(1))
+    (root / "2").symlink_to(tmp_path / "mine")
+    checkpoints.save(root, 2, jnp.int32(2))
+    assert checkpoints.restore(root, 2, jnp.int32(0)) == 2
+    assert (tmp_path / "mine" / "manifest.json").read_text() == "mine"
 
 
 def test_saving_again_replaces(root):
@@ -107,19 +127,26 @@ def test_saving_again_replaces(root):
 )
 def test_another_tree_is_refused(root, like):
     checkpoints.save(root, 1, jnp.zeros(3))
-    with pytest.raises(checkpoints.DamagedRunError, match="is not of this run's configuration"):
+    with pytest.raises(checkpoints.DamagedRunError, match="does not belong to this run's configuration"):
         checkpoints.restore(root, 1, like)
 
 
-def test_a_damaged_checkpoint_is_an_error(root):
+@pytest.mark.parametrize("name", ["arrays.bin", "manifest.json"])
+def test_every_flipped_bit_is_found(root, name):
+    checkpoints.save(root, 1, jnp.arange(3.0))
+    path = root / "1" / name
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        with pytest.raises(checkpoints.DamagedRunError, match=f"checkpoint 1 is damaged: {name}: "):
+            checkpoints.restore(root, 1, jnp.zeros(3))
+
+
+def test_the_checkpoint_of_another_iteration_is_no_substitute(root):
     checkpoints.save(root, 1, jnp.zeros(3))
-    for path in (root / "1").iterdir():
-        if path.is_dir():
-            for file in path.rglob("*"):
-                if file.is_file():
-                    file.write_bytes(b"")
-    with pytest.raises(checkpoints.DamagedRunError, match="checkpoint 1 is damaged"):
-        checkpoints.restore(root, 1, jnp.zeros(3))
+    (root / "1").rename(root / "2")
+    with pytest.raises(checkpoints.DamagedRunError, match="it is that of iteration 1"):
+        checkpoints.restore(root, 2, jnp.zeros(3))
 
 
 def test_killed_at_any_moment_leaves_complete_checkpoints(root):
@@ -138,7 +165,7 @@ def test_killed_at_any_moment_leaves_complete_checkpoints(root):
         reported = [int(process.stdout.readline()) for _ in range(4)]
         time.sleep(0.01)
         process.kill()
-    last = checkpoints.latest(root)
+    last = checkpoints.iterations(root)[-1]
     assert last >= reported[-1]
     like = {"a": jnp.zeros(1000, jnp.int32), "b": jnp.int32(0)}
     restored = checkpoints.restore(root, last, like)

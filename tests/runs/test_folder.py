@@ -1,11 +1,12 @@
 import json
 import math
+import shutil
 
 import pytest
 
 from jmeta.runs import RunFolder, resolve
 from jmeta.runs.checkpoints import DamagedRunError
-from jmeta.runs.folder import write_json
+from jmeta.runs.files import write_json
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_create_takes_an_empty_folder_and_nothing_else(tmp_path, config):
 def test_create_goes_on_where_a_killed_one_ended(tmp_path, config):
     path = tmp_path / "run"
     path.mkdir()
-    for name in ("environment.json", "config.json.tmp"):
+    for name in ("environment.json", "config.json.0123abcd.tmp", "lock"):
         (path / name).write_text('{"alg')
     assert RunFolder.create(path, config) == RunFolder.open(path)
     for name in ("metrics.jsonl", "mine.tmp"):
@@ -66,7 +67,7 @@ def test_another_process_writes_nothing(tmp_path, config, run, monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     assert RunFolder.create(run.path, config) == run  # the first one has made it
     run.append_metrics([{"iteration": 3}])
-    run.truncate_metrics(1, latest=2)
+    run.resume({"a": 1.0}, checkpoint_every=2)
     run.save_checkpoint(2, {"a": 1.0})
     assert (run.path / "metrics.jsonl").read_bytes() == before
     assert run.latest_checkpoint() is None
@@ -107,18 +108,23 @@ def test_a_line_cut_off_while_written_is_left_out(run):
 
 @pytest.mark.parametrize(
     "line",
-    [b'{"iteration": 1', b"{}", b"[]", b"5", b"", b'{"iteration": true}', b'{"iteration": 1.5}', b"\xff"],
+    [
+        *(
+            b'{"iteration": 1',
+            b"{}",
+            b"[]",
+            b"5",
+            b"",
+            b'{"iteration": true}',
+            b'{"iteration": 1.5}',
+            b"\xff",
+        ),
+        *(b"[" * 100_000, b"0" * 2**21, b'{"iteration": 2, "iteration": 2}', b'{"iteration": 2, "a": NaN}'),
+    ],
 )
 def test_a_damaged_line_elsewhere_is_an_error(run, line):
-    for name in ("metrics.jsonl", "timings.jsonl"):
-        (run.path / name).write_bytes(b'{"iteration": 1}\n')
-    for name in ("timings.jsonl", "metrics.jsonl"):
-        (run.path / name).write_bytes(b'{"iteration": 1}\n' + line + b"\n")
-        before = [path.read_bytes() for path in sorted(run.path.iterdir())]
-        with pytest.raises(DamagedRunError, match=f"{name} is damaged"):
-            run.truncate_metrics(0, latest=9)
-        assert [path.read_bytes() for path in sorted(run.path.iterdir())] == before
-    with pytest.raises(DamagedRunError, match="metrics.jsonl is damaged"):
+    (run.path / "metrics.jsonl").write_bytes(b'{"iteration": 1}\n' + line + b"\n")
+    with pytest.raises(DamagedRunError, match="metrics.jsonl is damaged: line 2"):
         run.read_metrics()
 
 
@@ -143,54 +149,162 @@ def test_numbers_that_are_not_finite_are_null_and_read_back_as_nan(run):
     assert evaluation == {"return_low": [None, 0.5], "steps": [0, 1]}
     (record,) = run.read_metrics()
     assert math.isnan(record["loss"]) and math.isnan(record["kl"]) and record["return"] == 1.5
-    before = (run.path / "metrics.jsonl").read_bytes()
-    run.truncate_metrics(1, latest=1)
-    assert (run.path / "metrics.jsonl").read_bytes() == before
+
+
+# -- going on -----------------------------------------------------------------------------------------
+
+
+LIKE = {"a": 1.0}
+
+
+def write(run, iterations, saved=()):
+    run.append_metrics([{"iteration": i, "loss": i / 3} for i in range(1, iterations + 1)])
+    for iteration in saved:
+        run.save_checkpoint(iteration, {"a": float(iteration)})
+
+
+def content(run):
+    return {path: path.read_bytes() for path in sorted(run.path.rglob("*")) if path.is_file()}
 
 
 def test_truncation_leaves_the_bytes_of_a_run_that_stopped_there(run):
-    run.truncate_metrics(0, latest=5)  # nothing is there yet
-    assert not (run.path / "metrics.jsonl").exists()
-    records = [{"iteration": i, "loss": i / 3} for i in range(1, 7)]
-    run.append_metrics(records[:4])
+    write(run, 4, saved=[4])
     run.append_timings([{"iteration": 2}, {"iteration": 6}])
     path = run.path / "metrics.jsonl"
     expected = path.read_bytes()
-    run.append_metrics(records[4:])
+    run.append_metrics([{"iteration": 5}, {"iteration": 6}])
     path.write_bytes(path.read_bytes() + b'{"iteration": 7, "lo')
-    run.truncate_metrics(4, latest=8)
+    assert run.resume(LIKE, checkpoint_every=4) == (4, {"a": 4.0}, ())
     assert path.read_bytes() == expected
     assert (run.path / "timings.jsonl").read_text() == '{"iteration": 2}\n'
 
 
-def test_truncation_to_the_start_keeps_nothing(run):
-    run.append_metrics([{"iteration": 1}])
-    run.truncate_metrics(0, latest=5)
+def test_before_the_first_checkpoint_a_run_starts_again(run):
+    assert run.resume(LIKE, checkpoint_every=4) == (0, None, ())
+    write(run, 4)
+    assert run.resume(LIKE, checkpoint_every=4) == (0, None, ())
     assert run.read_metrics() == []
+
+
+def test_a_whole_run_is_left_as_it_is(run):
+    write(run, 8, saved=[4, 8])
+    before = content(run)
+    assert run.resume(LIKE, checkpoint_every=4) == (8, {"a": 8.0}, ())
+    assert content(run) == before
+
+
+def damage(run, iteration):
+    (run.path / "checkpoints" / str(iteration) / "arrays.bin").write_bytes(b"")
+
+
+def test_damaged_checkpoints_are_passed_over(run):
+    write(run, 7, saved=[4, 6, 7])
+    shutil.rmtree(run.path / "checkpoints" / "7")
+    damage(run, 6)
+    iteration, tree, notes = run.resume(LIKE, checkpoint_every=2)
+    assert (iteration, tree) == (4, {"a": 4.0})
+    assert notes == ("checkpoint 6 is damaged: arrays.bin: it has 0 bytes instead of 8",)
+    assert len(run.read_metrics()) == 4
+
+
+def test_a_checkpoint_that_was_removed_is_told_by_the_records(run):
+    write(run, 7, saved=[4, 7])
+    shutil.rmtree(run.path / "checkpoints" / "7")
+    iteration, _, notes = run.resume(LIKE, checkpoint_every=2)
+    assert iteration == 4
+    assert notes == ("metrics.jsonl holds 7 iterations, but the newest checkpoint is of iteration 4",)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [(None, "metrics.jsonl holds 5 iterations"), (b"{}\n", "metrics.jsonl is damaged: line 6: it is not")],
+)
+def test_a_checkpoint_whose_records_are_gone_is_passed_over(run, line, problem):
+    write(run, 8, saved=[4, 8])
+    path = run.path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    expected = b"".join(lines[:4])
+    path.write_bytes(b"".join(lines[:5] if line is None else [*lines[:5], line, *lines[6:]]))
+    iteration, _, notes = run.resume(LIKE, checkpoint_every=4)
+    assert iteration == 4
+    assert len(notes) == 1 and notes[0].startswith(f"checkpoint 8 is newer than its records: {problem}")
+    assert path.read_bytes() == expected
 
 
 @pytest.mark.parametrize(
     ("iterations", "saved", "message"),
     [
-        ([1, 2, 3], 4, "holds 3 iterations, but the last checkpoint is of iteration 4"),
-        ([], 4, "holds 0 iterations, but the last checkpoint is of iteration 4"),
-        ([1, 2, 3], 0, "holds 3 iterations, but there is no checkpoint"),
-        ([1, 2, 3, 4, 5, 6, 7], 4, "holds 7 iterations, but the last checkpoint is of iteration 4"),
-        ([1, 3, 4, 5], 4, "its iterations are not 1, 2, 3"),
-        ([1, 2, 2, 3, 4], 4, "its iterations are not 1, 2, 3"),
-        ([3, 4, 5], 4, "its iterations are not 1, 2, 3"),
+        ([1, 2, 3], [4], "cannot go on: checkpoint 4 is newer.*holds 3 iterations"),
+        ([1, 2, 3], [], "cannot go on: metrics.jsonl holds 3 iterations, but there is no checkpoint"),
+        ([1, 3, 4, 5], [4], "iteration 3 follows 1"),
+        ([1, 2, 2, 3, 4], [4], "iteration 2 follows 2"),
+        ([3, 4, 5], [4], "iteration 3 follows 0"),
     ],
 )
-def test_metrics_that_do_not_reach_the_checkpoint_or_go_too_far_are_damage(run, iterations, saved, message):
+def test_without_a_checkpoint_to_go_on_from_nothing_is_changed(run, iterations, saved, message):
     run.append_metrics([{"iteration": i} for i in iterations])
-    before = (run.path / "metrics.jsonl").read_bytes()
+    for iteration in saved:
+        run.save_checkpoint(iteration, LIKE)
+    before = content(run)
     with pytest.raises(DamagedRunError, match=message):
-        run.truncate_metrics(saved, latest=saved + 2)
-    assert (run.path / "metrics.jsonl").read_bytes() == before
+        run.resume(LIKE, checkpoint_every=2)
+    assert content(run) == before
 
 
-@pytest.mark.parametrize(("last", "saved"), [(4, 4), (6, 4), (0, 0), (2, 0)])
-def test_metrics_may_be_ahead_of_the_checkpoint_by_the_next(run, last, saved):
-    run.append_metrics([{"iteration": i} for i in range(1, last + 1)])
-    run.truncate_metrics(saved, latest=saved + 2)
-    assert len(run.read_metrics()) == saved
+def test_damaged_times_are_dropped(run):
+    write(run, 4, saved=[4])
+    (run.path / "timings.jsonl").write_text('{"iteration": 2}\n[]\n{"iteration": 4}\n')
+    iteration, _, notes = run.resume(LIKE, checkpoint_every=4)
+    assert iteration == 4 and len(notes) == 1 and "timings.jsonl is damaged: line 2" in notes[0]
+    assert (run.path / "timings.jsonl").read_text() == '{"iteration": 2}\n'
+
+
+# -- the best checkpoint ------------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_is_kept_and_restored(run):
+    assert run.best_checkpoint() is None
+    write(run, 6)
+    for iteration, value in enumerate([-3.0, -1.0, math.nan, -1.0, -2.0, -5.0], start=1):
+        run.save_checkpoint(iteration, {"a": float(iteration)})
+        assert run.mark_best(iteration, value) == (iteration < 3)
+    assert run.best_checkpoint() == (2, -1.0)
+    assert run.restore("best", LIKE) == (2, {"a": 2.0}, ())
+    assert run.restore("last", LIKE) == (6, {"a": 6.0}, ())
+    assert run.restore(5, LIKE) == (5, {"a": 5.0}, ())
+    with pytest.raises(ValueError, match="has no checkpoint 3; it has 2, 4, 5, 6$"):
+        run.restore(3, LIKE)
+    with pytest.raises(ValueError, match="has no checkpoint 3; it has 2, 4, 5, 6$"):
+        run.mark_best(3, 0.0)
+
+
+def test_without_a_best_checkpoint_those_there_are_are_listed(run):
+    with pytest.raises(ValueError, match="has no checkpoint yet"):
+        run.restore("last", LIKE)
+    with pytest.raises(ValueError, match="has no best checkpoint; it has none yet"):
+        run.restore("best", LIKE)
+    run.save_checkpoint(4, LIKE)
+    with pytest.raises(ValueError, match="has no best checkpoint; it has 4"):
+        run.restore("best", LIKE)
+
+
+def test_a_best_checkpoint_that_is_yet_to_come_is_forgotten(run):
+    write(run, 8, saved=[4, 8])
+    run.mark_best(8, 1.0)
+    damage(run, 8)
+    assert run.resume(LIKE, checkpoint_every=4).iteration == 4
+    assert run.best_checkpoint() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"iteration": 4, "return": null}', '{"iteration": true, "return": 1}', '{"itera'],
+)
+def test_a_damaged_best_is_chosen_again(run, text):
+    write(run, 4, saved=[4])
+    (run.path / "best.json").write_text(text)
+    with pytest.raises(DamagedRunError, match="best.json is damaged"):
+        run.restore("best", LIKE)
+    iteration, _, notes = run.resume(LIKE, checkpoint_every=4)
+    assert iteration == 4 and len(notes) == 1 and "best.json is damaged" in notes[0]
+    assert run.best_checkpoint() is None
