@@ -37,10 +37,11 @@ def once(make: Callable[[], T], owner: Callable[..., Any], *uses: Any) -> T:
         every part is the same object, and sizes, which are compared by value.
     """
     key = tuple(map(_identity, jax.tree.leaves(uses, is_leaf=lambda leaf: leaf is None)))
+    holder: Any = owner
     if isinstance(owner, types.MethodType):  # a bound method is made at every access
-        key, owner = (id(owner.__func__), *key), owner.__self__
+        key, holder = (id(owner.__func__), *key), owner.__self__
     try:
-        programs = vars(owner).setdefault(_ATTRIBUTE, _Programs())
+        programs = vars(holder).setdefault(_ATTRIBUTE, _Programs())
     except TypeError:
         return make()
     if key not in programs:

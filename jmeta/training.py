@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,39 @@ from jmeta.runs.folder import Restored, RunFolder
 from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, TaskFamily
 
 
-class Progress(NamedTuple):
-    """What a callback sees after each chunk."""
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a callback is given after each chunk of iterations.
 
-    iteration: int  # meta-iterations done
-    iterations: int  # of
-    metrics: dict[str, float]  # of the last one
-    env_steps_per_second: float  # over the chunk
-    seconds_left: float  # at the chunk's rate
+    Attributes:
+      iteration: meta-iterations done.
+      iterations: total number of meta-iterations.
+      metrics: of the last iteration.
+      env_steps_per_second: environment steps per second, over the chunk.
+      seconds_left: until the end, at the rate of this chunk.
+      records: metrics of every iteration of the chunk.
+      evaluation: the record of an evaluation that was made after the chunk, as `train` describes it.
+    """
+
+    iteration: int
+    iterations: int
+    metrics: dict[str, float]
+    env_steps_per_second: float
+    seconds_left: float
+    records: Sequence[dict[str, float]] = ()
+    evaluation: dict[str, Any] | None = None
+    _live_state: MetaState | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def state(self) -> MetaState:
+        """A copy of the state after the chunk, which stays valid.
+
+        Ask for it within the callback: the next chunk reuses the memory of the original.
+        """
+        leaves = jax.tree.leaves(self._live_state)
+        if not leaves or any(leaf.is_deleted() for leaf in leaves):
+            raise RuntimeError("state must be asked for within the callback, training has gone on")
+        return jax.tree.map(jnp.copy, self._live_state)
 
 
 class TrainState(NamedTuple):
@@ -61,7 +87,7 @@ def train(
       log_every: iterations in one compiled call, but for the first, which does one; the host works between.
       checkpoint_every: iterations between checkpoints, a multiple of `log_every`; the last is always saved.
       run: the run folder.
-      callback: called after each chunk.
+      callback: called with a `Progress` after each chunk.
 
     Returns:
       The final state.
@@ -107,7 +133,8 @@ def train(
                         run.save_checkpoint(done, state)
                 if callback is not None:
                     seconds_left = (iterations - done) * seconds / count
-                    callback(Progress(done, iterations, records[-1], steps_per_second, seconds_left))
+                    shown = (records[-1], steps_per_second, seconds_left, records)
+                    callback(Progress(done, iterations, *shown, _live_state=state.meta))
         return state.meta
 
 

@@ -48,11 +48,13 @@ def test_an_owner_without_attributes_is_served_too():
 
 
 def test_nothing_outlives_the_owner():
-    owner = function()
-    program = once(lambda: jax.jit(lambda x: owner(x)), owner)
-    assert program(2.0) == 4
-    seen = [weakref.ref(owner), weakref.ref(program)]
-    del owner, program
+    def use():
+        owner = function()
+        program = once(lambda: jax.jit(lambda x: owner(x)), owner)
+        assert program(2.0) == 4
+        return [weakref.ref(owner), weakref.ref(program)]
+
+    seen = use()
     gc.collect()
     assert [reference() for reference in seen] == [None, None]
 

@@ -1,4 +1,4 @@
-"""Mistakes of the user, which end a command with one line and no traceback."""
+"""What ends a command with one line and an exit status instead of a traceback."""
 
 from __future__ import annotations
 
@@ -10,10 +10,37 @@ class UserError(Exception):
     """Something that the user can put right; the message is one line."""
 
 
+class Stopped(Exception):
+    """A signal asked a run to end, and it has ended; the message says how to resume.
+
+    Args:
+      message: one line.
+      signum: the number of the signal.
+    """
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Bad values and files, found before anything runs, are for the user to correct."""
+def user_errors(hint: str = "") -> Iterator[None]:
+    """Turns bad values and files into errors for the user to correct.
+
+    Args:
+      hint: what to do about it, if there is anything to say beside the error itself.
+    """
     try:
         yield
+    except BrokenPipeError:  # nobody reads the output any more: see `main`
+        raise
     except (ValueError, OSError) as error:
-        raise UserError(error) from error
+        raise UserError(f"{_reason(error)}{hint}") from error
+
+
+def _reason(error: ValueError | OSError) -> str:
+    """The message of an error; of one that the system reports, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        path = "" if error.filename is None else f"{error.filename!r}: "
+        return path + error.strerror
+    return str(error) or type(error).__name__

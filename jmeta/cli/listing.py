@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import typing
 
+from jmeta.cli.errors import user_errors
 from jmeta.cli.flags import first_line, parse
+from jmeta.cli.output import console
 
 if typing.TYPE_CHECKING:
     from jmeta.runs.config import Kind
@@ -20,14 +22,13 @@ _TITLES: dict[Kind, str] = {
 
 def main(argv: list[str]) -> None:
     """Prints the names in the registries with the first lines of their docstrings."""
-    from rich.console import Console
-
-    from jmeta.reporting.tables import components_table
-    from jmeta.runs.config import registry
-
     parse(dataclasses.make_dataclass("List", []), argv, "jmeta list", "Lists what there is.")
-    console = Console()
+    with user_errors():  # of the environment variables that JAX reads
+        from jmeta.reporting.tables import components_table
+        from jmeta.runs.config import registry
+
+    out = console()
     for kind, title in _TITLES.items():
         rows = [(name, first_line(make)) for name, make in registry(kind).items()]
-        console.print(components_table(title, rows))
-        console.print()
+        out.print(components_table(title, rows))
+        out.print()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from jmeta.cli.errors import UserError
+from jmeta.cli.errors import Stopped, UserError
+from jmeta.cli.output import print_anything
 
 USAGE = """\
 usage: jmeta list
@@ -28,18 +32,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-      argv: words after `jmeta`; those of the process by default.
+      argv: the words after `jmeta`; by default those of the process.
 
     Returns:
-      The exit status: 0, 2 for a mistake of the user (one line on standard error), 130 when interrupted.
+      The exit status: 0; 2 for something that the user can put right (one line on standard error); 130 or 143
+      if Ctrl-C or SIGTERM ended it; 1 if nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    print_anything()
+    try:
+        status = _status(argv)
+        sys.stdout.flush()  # now, since Python would only complain about a pipe that is closed
+    except BrokenPipeError:  # as with `jmeta list | head -1`
+        _discard_output()
+        return 1
+    return status
+
+
+def _status(argv: list[str]) -> int:
     try:
         _run(argv)
     except UserError as error:
         return _fail(f"error: {error}", 2)
+    except Stopped as stop:
+        return _fail(str(stop), 128 + stop.signum)
     except KeyboardInterrupt as interrupt:
-        return _fail("; ".join(["interrupted", *map(str, interrupt.args)]), 130)
+        return _fail("; ".join(["interrupted", *map(str, interrupt.args)]), 128 + signal.SIGINT)
     except SystemExit as stop:  # --help, which tyro has printed
         return int(stop.code or 0)
     return 0
@@ -48,6 +66,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str, status: int) -> int:
     print("jmeta:", " ".join(message.split()), file=sys.stderr)
     return status
+
+
+def _discard_output() -> None:
+    """Points the standard streams at nothing, so that flushing them at the end does not fail again."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # a stream in memory has no number
+            os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 # Modules are imported by the command that needs them, so that `jmeta --help` waits for none.

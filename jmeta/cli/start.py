@@ -20,4 +20,11 @@ def start_jax(
     runtime.configure(num_tasks=None if every_core else shared)
     if processes is not None and processes.distributed:
         runtime.connect(*processes.addresses, heartbeat_timeout=processes.heartbeat_timeout)
-    parallel.check_divisible(num_tasks, len(jax.devices()), minibatches)
+    try:
+        devices = jax.devices()
+    except (RuntimeError, AssertionError) as error:  # for instance JAX_PLATFORMS=cuda without a GPU
+        reason = (
+            str(error) or f"no backend of JAX_PLATFORMS={jax.config.values['jax_platforms']} is installed"
+        )
+        raise ValueError(f"JAX cannot start its devices: {reason}") from error
+    parallel.check_divisible(num_tasks, len(devices), minibatches)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import pathlib
 import re
+import shlex
 import typing
 from typing import Literal
 
@@ -21,6 +22,7 @@ from jmeta.cli.flags import (
     positionals,
     value_of,
 )
+from jmeta.cli.output import console
 from jmeta.cli.start import start_jax
 
 if typing.TYPE_CHECKING:
@@ -94,10 +96,9 @@ def _launch(run: RunFolder, resumed: bool, processes: Processes) -> None:
 def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool) -> None:
     """What every process of a run does."""
     import jax
-    from rich.console import Console
 
     from jmeta import training
-    from jmeta.reporting.progress import ProgressReporter
+    from jmeta.reporting.progress import ProgressReporter, warning
     from jmeta.runs.folder import RunFolder
 
     settings = run.config.training
@@ -108,16 +109,19 @@ def _train(run: RunFolder, resumed: bool, processes: Processes, every_core: bool
             iteration, _, notes = training.resume(run, algorithm, settings.checkpoint_every)
         else:
             RunFolder.create(run.path, run.config)
-    console = Console(stderr=True, highlight=False, markup=False, quiet=jax.process_index() > 0)
-    console.print(f"run folder: {run.path}", soft_wrap=True)
+    out = console(stderr=True, quiet=jax.process_index() > 0)
+    path = shlex.quote(str(run.path))
+    out.print(f"run folder: {run.path}", soft_wrap=True)
     if notes:
-        console.print(f"going on from iteration {iteration}: {'; '.join(notes)}", soft_wrap=True)
+        out.print(f"going on from iteration {iteration}: {'; '.join(notes)}", soft_wrap=True)
     try:
-        with ProgressReporter(console, settings.iterations) as report:
+        with ProgressReporter(out, settings.iterations, settings.num_tasks) as report:
             training.train(algorithm, family, **dataclasses.asdict(settings), run=run, callback=report)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: jmeta train --resume --run-dir {run.path}") from None
-    console.print(f"evaluate it with: jmeta evaluate {run.path}", soft_wrap=True)
+        raise KeyboardInterrupt(f"go on with: jmeta train --resume --run-dir {path}") from None
+    out.print(f"evaluate it with: jmeta evaluate {path}", soft_wrap=True)
+    if problem := report.warning or warning(run.read_metrics(), settings.num_tasks):
+        out.print(f"warning: {problem}", soft_wrap=True)
 
 
 def _resumed_run(argv: list[str]) -> tuple[RunFolder, Processes]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 
 def adaptation_table(
@@ -29,7 +30,7 @@ def adaptation_table(
     for heading in ("adaptation steps", "mean return", "95 % interval", *(["regret"] if known else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for step, mean, low, high in zip(steps, return_mean, return_low, return_high, strict=True):
-        interval = "n/a" if math.isnan(low) else rf"\[{low:.2f}, {high:.2f}]"
+        interval = Text("n/a" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]")
         numbers = [mean] if optimal_mean is None else [mean, optimal_mean - mean]
         shown = ["n/a" if math.isnan(number) else f"{number:.2f}" for number in numbers]
         table.add_row(str(step), shown[0], interval, *shown[1:])
@@ -43,9 +44,9 @@ def components_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:
       title: what they are.
       rows: (name, description) each.
     """
-    table = Table(title=title, title_justify="left", box=None, show_header=False, padding=(0, 2))
+    table = Table(title=Text(title), title_justify="left", box=None, show_header=False, padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     for name, description in rows:
-        table.add_row(name, description)
+        table.add_row(Text(name), Text(description))
     return table

@@ -1,0 +1,49 @@
+"""What a command prints, whatever the terminal can show."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import sys
+import typing
+import unicodedata
+
+if typing.TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN = {"→": "->", "←": "<-", "—": "-", "–": "-", "−": "-", "…": "...", "×": "x", "ε": "e", "λ": "lambda"}
+_PLAIN |= {"‘": "'", "’": "'", "“": '"', "”": '"'}
+
+
+def print_anything() -> None:
+    """Makes the standard streams write what their encoding lacks in plainer characters, or as `?`.
+
+    UTF-8 lacks something as well: bytes of a path that are no text.
+    """
+    codecs.register_error("jmeta", _plainer)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="jmeta")
+
+
+def console(*, stderr: bool = False, quiet: bool = False) -> Console:
+    """A console that prints text as it is: no brackets, colons or numbers in it mean anything."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
+
+
+def _plainer(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start : error.end]
+    return "".join(map(_plain, found)), error.end
+
+
+def _plain(character: str) -> str:
+    if character in _PLAIN:
+        return _PLAIN[character]
+    if 0x2500 <= ord(character) < 0x2580:  # box drawing
+        return "-" if "HORIZONTAL" in unicodedata.name(character).split() else "|"
+    text = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return text or "?"
