@@ -2,13 +2,16 @@
 
 The batch is sharded over the devices of the mesh that is set (`jax.set_mesh(task_mesh())`, or none: one
 device) and, within a device, scanned in blocks of tasks that are vmapped. Blocks bound the memory in use
-and, on a CPU, keep the working set in the cache.
+and, on a CPU, keep the working set in the cache. Any number of tasks runs on any number of devices: where
+they do not divide evenly, the batch is filled up with copies of its first tasks, whose results are dropped.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,15 +58,6 @@ def num_devices() -> int:
     return 1 if mesh.empty else mesh.shape[AXIS]
 
 
-def check_divisible(num_tasks: int, devices: int, minibatches: int = 1) -> None:
-    """Raises ValueError unless every device has as many tasks, and each in so many minibatches."""
-    if num_tasks < 1 or num_tasks % (devices * minibatches):
-        among = f"the {devices} devices that share them"
-        if minibatches > 1:
-            among = f"{devices * minibatches}, for {devices} devices and {minibatches} minibatches"
-        raise ValueError(f"tasks must be a positive multiple of {among}, got {num_tasks}")
-
-
 def tasks_per_block(num_episodes: int, chosen: int | None = None) -> int | None:
     """The block that was chosen, or else on a CPU as many tasks as keep 64 episodes in cache.
 
@@ -97,22 +91,29 @@ def map_tasks(
       fn: written for ONE task.
       params: the same for every task.
       *per_task: pytrees with leading axis [B].
-      block: tasks vmapped at a time on a device, the others scanned; None means all.
+      block: the largest number of tasks that a device runs side by side; None means all of its tasks.
 
     Returns:
       The results, leading axis [B].
     """
+    layout = _layout(per_task, block)
 
     def local(params: Params, *per_task: PyTree) -> PyTree:
-        blocks, size = _split(per_task, block)
-        results = jax.lax.map(lambda one_block: _vmap_block(fn, params, one_block, size), blocks)
-        return jax.tree.map(lambda x: x.reshape(x.shape[0] * size, *x.shape[2:]), results)
+        results = jax.lax.map(
+            lambda one_block: _vmap_block(fn, params, one_block, layout.size), layout.blocks(per_task)
+        )
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] * layout.size, *x.shape[2:]), results)
 
-    return _sharded(local, PartitionSpec(AXIS))(params, *per_task)
+    results = _sharded(local, PartitionSpec(AXIS))(params, *layout.fill(per_task))
+    return jax.tree.map(lambda x: x[: layout.num_tasks], results) if layout.is_padded else results
 
 
 def mean_over_tasks(
-    fn: Callable[..., PyTree], params: Params, *per_task: PyTree, block: int | None = None
+    fn: Callable[..., PyTree],
+    params: Params,
+    *per_task: PyTree,
+    weight: Array | None = None,
+    block: int | None = None,
 ) -> PyTree:
     """Mean over the tasks of `fn(params, *one_task)`, accumulated block by block.
 
@@ -123,96 +124,180 @@ def mean_over_tasks(
       fn: written for ONE task; returns a pytree of floats.
       params: the same for every task.
       *per_task: pytrees with leading axis [B].
-      block: tasks vmapped at a time on a device, the others scanned; None means all.
+      weight: [B], the weight of each task in the mean, not negative; None gives all the same. The result of a
+        task of weight 0 has no influence, even if it is not finite. Weights that are all 0 have no mean: NaN.
+      block: the largest number of tasks that a device runs side by side; None means all of its tasks.
 
     Returns:
       The mean, shaped as one task's result.
     """
 
-    def block_sum(params: Params, one_block: PyTree, size: int) -> PyTree:
-        return jax.tree.map(lambda x: x.sum(0), _vmap_block(fn, params, one_block, size))
+    def block_sum(params: Params, weight: Array | None, one_block: PyTree, size: int) -> PyTree:
+        results = _vmap_block(fn, params, one_block, size)
+        return jax.tree.map(lambda x: _weighted(weight, x).sum(0), results)
 
-    return _mean(block_sum, params, per_task, block)
+    return _mean(block_sum, params, per_task, weight, block)
+
+
+def mean_over_finite_tasks(
+    fn: Callable[..., PyTree],
+    params: Params,
+    *per_task: PyTree,
+    weight: Array | None = None,
+    block: int | None = None,
+) -> tuple[PyTree, Array]:
+    """As `mean_over_tasks`, leaving out every task whose result is not finite.
+
+    Args:
+      fn: written for ONE task; returns a pytree of floats.
+      params: the same for every task.
+      *per_task: pytrees with leading axis [B].
+      weight: [B], 1 for a task that counts and 0 for one that does not; None counts all.
+      block: the largest number of tasks that a device runs side by side; None means all of its tasks.
+
+    Returns:
+      The mean over the tasks that are left (NaN if none is), and the number of tasks [] int32 that are not,
+      those of weight 0 among them.
+    """
+    num_tasks = jax.tree.leaves(per_task)[0].shape[0]
+
+    def finite_or_zero(params: Params, *one_task: PyTree) -> tuple[PyTree, Array]:
+        result = fn(params, *one_task)
+        finite = all_finite(result)
+        return jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), result), finite.astype(float)
+
+    mean, share = mean_over_tasks(finite_or_zero, params, *per_task, weight=weight, block=block)
+    counted = jnp.asarray(num_tasks, float) if weight is None else (weight > 0).sum().astype(float)
+    left = jnp.where(counted > 0, jnp.round(share * counted), 0).astype(jnp.int32)
+    return jax.tree.map(lambda x: x / share, mean), num_tasks - left
 
 
 def value_and_grad_over_tasks(
-    loss: Callable[..., tuple[Array, PyTree]], params: Params, *per_task: PyTree, block: int | None = None
+    loss: Callable[..., tuple[Array, PyTree]],
+    params: Params,
+    *per_task: PyTree,
+    weight: Array | None = None,
+    block: int | None = None,
 ) -> tuple[tuple[Array, PyTree], Params]:
     """Mean over the tasks of `loss(params, *one_task)`, and its gradient.
 
     As `mean_over_tasks(jax.value_and_grad(loss, has_aux=True), ...)`, but a block has one gradient: that of
-    a weight is one product over the block's tasks, not a product for each and a sum.
+    a weight is one product over the block's tasks, not a product for each and a sum. For that reason a task
+    of weight 0 must have finite data.
 
     Args:
       loss: written for ONE task; returns a scalar and a pytree of floats.
       params: the same for every task.
       *per_task: pytrees with leading axis [B].
-      block: tasks vmapped at a time on a device, the others scanned; None means all.
+      weight: [B], the weight of each task in the mean, not negative; None gives all the same.
+      block: the largest number of tasks that a device runs side by side; None means all of its tasks.
 
     Returns:
       The mean loss and the mean pytree, and the gradient of the mean loss.
     """
 
-    def block_sum(params: Params, one_block: PyTree, size: int) -> PyTree:
+    def block_sum(params: Params, weight: Array | None, one_block: PyTree, size: int) -> PyTree:
         def total(params: Params) -> tuple[Array, PyTree]:
-            value, beside = _vmap_block(loss, params, one_block, size)
-            return value.sum(), jax.tree.map(lambda x: x.sum(0), beside)
+            value, auxiliary = _vmap_block(loss, params, one_block, size)
+            auxiliary = jax.tree.map(lambda x: _weighted(weight, x).sum(0), auxiliary)
+            return _weighted(weight, value).sum(), auxiliary
 
         return jax.value_and_grad(total, has_aux=True)(params)
 
-    return _mean(block_sum, params, per_task, block)
+    return _mean(block_sum, params, per_task, weight, block)
+
+
+def all_finite(tree: PyTree) -> Array:
+    """Whether every number of a tree is finite: [] bool. Keys, integers and booleans always are."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(x), jnp.inexact)]
+    return functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in floats), jnp.array(True))
+
+
+def _weighted(weight: Array | None, x: Array) -> Array:
+    """The result x [size, ...] of every task times its weight; 0 where that is 0, whatever x is."""
+    if weight is None:
+        return x
+    weight = jax.lax.expand_dims(weight, range(1, x.ndim))
+    return jnp.where(weight > 0, weight.astype(jnp.result_type(x, float)) * x, jnp.zeros_like(x))
 
 
 def _mean(
-    block_sum: Callable[[Params, PyTree, int], PyTree],
+    block_sum: Callable[[Params, Array | None, PyTree, int], PyTree],
     params: Params,
     per_task: tuple[PyTree, ...],
+    weight: Array | None,
     block: int | None,
 ) -> PyTree:
-    """`block_sum(params, one_block, size)` over all blocks and devices, divided by the tasks."""
-    num_tasks = jax.tree.leaves(per_task)[0].shape[0]
-    devices = num_devices()
+    """`block_sum(params, weights, one_block, size)` over all blocks and devices, divided by the weights."""
+    layout, devices = _layout(per_task, block), num_devices()
+    if weight is None and layout.is_padded:
+        weight = jnp.ones(layout.num_tasks, float)
+    total_weight: int | Array = layout.num_tasks
+    if weight is not None:
+        total_weight = weight.astype(float).sum()
+        weight = jnp.pad(weight.astype(float), (0, layout.num_filled - layout.num_tasks))
 
-    def local(params: Params, *per_task: PyTree) -> PyTree:
-        blocks, size = _split(per_task, block)
+    def local(params: Params, weight: Array | None, *per_task: PyTree) -> PyTree:
+        blocks = layout.blocks((weight, per_task))
         first = jax.tree.map(lambda x: x[0], blocks)
-        shapes = jax.eval_shape(lambda one_block: block_sum(params, one_block, size), first)
+        shapes = jax.eval_shape(lambda one_block: block_sum(params, *one_block, layout.size), first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(total: PyTree, one_block: PyTree) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, block_sum(params, one_block, size)), None
+            return jax.tree.map(jnp.add, total, block_sum(params, *one_block, layout.size)), None
 
         total, _ = jax.lax.scan(add, zeros, blocks)
-        if devices > 1:
-            total = jax.lax.psum(total, AXIS)
-        return jax.tree.map(lambda x: x / num_tasks, total)
+        return jax.lax.psum(total, AXIS) if devices > 1 else total
 
-    return _sharded(local, PartitionSpec())(params, *per_task)
+    total = _sharded(local, PartitionSpec())(params, weight, *layout.fill(per_task))
+    return jax.tree.map(lambda x: x / total_weight, total)
 
 
 def _sharded(local: Callable[..., PyTree], out_spec: PartitionSpec) -> Callable[..., PyTree]:
     """`local(params, *per_task)` on each device's share of the tasks."""
     devices = num_devices()
+    if devices == 1:
+        return local
 
     def call(params: Params, *per_task: PyTree) -> PyTree:
-        check_divisible(jax.tree.leaves(per_task)[0].shape[0], devices)
-        if devices == 1:
-            return local(params, *per_task)
         in_specs = (PartitionSpec(), *(PartitionSpec(AXIS) for _ in per_task))
         return jax.shard_map(local, in_specs=in_specs, out_specs=out_spec, check_vma=False)(params, *per_task)
 
     return call
 
 
-def _split(per_task: PyTree, block: int | None) -> tuple[PyTree, int]:
-    """[tasks, ...] -> [blocks, size, ...], `size` the largest divisor of the tasks up to `block`.
+class _Layout(NamedTuple):
+    """How a batch of tasks lies on devices, blocks and the places of a block."""
 
-    A divisor, because a remainder would compile the function twice.
-    """
+    num_tasks: int
+    num_filled: int  # places on all devices, at least as many as tasks
+    size: int  # of a block
+
+    @property
+    def is_padded(self) -> bool:
+        return self.num_filled > self.num_tasks
+
+    def fill(self, per_task: PyTree) -> PyTree:
+        """[num_tasks, ...] -> [num_filled, ...]: the places that are left repeat the first tasks."""
+        if not self.is_padded:
+            return per_task
+        index = np.arange(self.num_filled) % self.num_tasks
+        return jax.tree.map(lambda x: x[index], per_task)
+
+    def blocks(self, per_task: PyTree) -> PyTree:
+        """A device's share of the places [...] -> [blocks, size, ...]."""
+        return jax.tree.map(lambda x: x.reshape(x.shape[0] // self.size, self.size, *x.shape[1:]), per_task)
+
+
+def _layout(per_task: PyTree, block: int | None) -> _Layout:
+    """Blocks of equal size, at most `block`, because one of another size would be compiled apart."""
     num_tasks = jax.tree.leaves(per_task)[0].shape[0]
-    limit = num_tasks if block is None else min(block, num_tasks)
-    size = next(s for s in range(limit, 0, -1) if num_tasks % s == 0)
-    return jax.tree.map(lambda x: x.reshape(num_tasks // size, size, *x.shape[1:]), per_task), size
+    at_least_one(tasks=num_tasks)
+    devices = num_devices()
+    share = math.ceil(num_tasks / devices)
+    num_blocks = math.ceil(share / (share if block is None else min(block, share)))
+    size = math.ceil(share / num_blocks)
+    return _Layout(num_tasks, devices * num_blocks * size, size)
 
 
 def _vmap_block(fn: Callable[..., PyTree], params: Params, one_block: PyTree, size: int) -> PyTree:

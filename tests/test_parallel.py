@@ -133,22 +133,61 @@ def test_task_keys_know_nothing_of_devices_or_of_the_batch():
     assert not (other == alone).all(axis=1).any()
 
 
-@pytest.mark.parametrize("run", [parallel.map_tasks, parallel.mean_over_tasks])
-def test_tasks_that_the_devices_do_not_divide_are_refused(run):
-    odd = jax.tree.map(lambda x: x[:5], TASKS)
-    with on_devices(2), pytest.raises(ValueError, match="multiple of the 2 devices.*got 5"):
-        run(lambda params, task: task["scale"], PARAMS, odd)
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("block", [1, 2, None])
+def test_any_number_of_tasks_runs_on_any_number_of_devices(keys, one_by_one, devices, block):
+    odd, odd_keys = jax.tree.map(lambda x: x[:5], (TASKS, keys))
+    with on_devices(devices):
+        each = jax.jit(lambda p: parallel.map_tasks(evaluate, p, odd, odd_keys, block=block))(PARAMS)
+        mean = jax.jit(lambda p: parallel.mean_over_tasks(loss, p, odd, odd_keys, block=block))(PARAMS)
+        one = jax.tree.map(lambda x: x[:1], (odd, odd_keys))
+        single = jax.jit(lambda p: parallel.map_tasks(loss, p, *one, block=block))(PARAMS)
+    close(each, jax.tree.map(lambda x: x[:5], one_by_one))
+    close(mean, one_by_one["value"][:5].mean(0))
+    close(single, one_by_one["value"][:1])
 
 
-@pytest.mark.parametrize(("num_tasks", "devices"), [(5, 2), (0, 1), (0, 2), (1, 2)])
-def test_check_divisible_names_both(num_tasks, devices):
-    with pytest.raises(ValueError, match=f"{devices} devices.*got {num_tasks}"):
-        parallel.check_divisible(num_tasks, devices)
+def test_no_tasks_at_all_are_refused():
+    with pytest.raises(ValueError, match="tasks must be at least 1, got 0"):
+        parallel.map_tasks(lambda params, task: task["scale"], PARAMS, jax.tree.map(lambda x: x[:0], TASKS))
 
 
-def test_check_divisible_allows_multiples():
-    parallel.check_divisible(6, 2)
-    parallel.check_divisible(1, 1)
+@pytest.mark.parametrize("devices", [1, 2])
+def test_weights_choose_what_a_mean_is_of(keys, one_by_one, devices):
+    weight = jnp.array([1.0, 0.0, 2.0, 0.0, 1.0, 0.0])
+    expected = (one_by_one["value"] * weight).sum() / weight.sum()
+
+    def with_scale(params, task, key):
+        return loss(params, task, key), {"scale": task["scale"]}
+
+    with on_devices(devices):
+        mean = jax.jit(lambda p: parallel.mean_over_tasks(loss, p, TASKS, keys, weight=weight, block=2))
+        both = jax.jit(
+            lambda p: parallel.value_and_grad_over_tasks(with_scale, p, TASKS, keys, weight=weight, block=2)
+        )
+        (value, auxiliary), gradient = both(PARAMS)
+        close(mean(PARAMS), expected)
+    close(value, expected)
+    close(auxiliary["scale"], (TASKS["scale"] * weight).sum() / weight.sum())
+    weighted = jnp.einsum("b,bij->ij", weight, one_by_one["gradient"]) / weight.sum()
+    close(gradient["w"], weighted)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_tasks_that_are_not_finite_are_left_out_and_counted(keys, one_by_one, devices):
+    broken = TASKS | {"scale": TASKS["scale"].at[1].set(jnp.nan)}
+    weight = jnp.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    left = np.array([0, 2, 4, 5])
+    with on_devices(devices):
+        run = jax.jit(
+            lambda p: parallel.mean_over_finite_tasks(
+                jax.value_and_grad(loss), p, broken, keys, weight=weight, block=2
+            )
+        )
+        (value, gradient), lost = run(PARAMS)
+        assert lost == 2
+    close(value, one_by_one["value"][left].mean(0))
+    close(gradient["w"], one_by_one["gradient"][left].mean(0))
 
 
 def test_replicate_places_a_tree_as_a_sharded_program_returns_it(keys):
