@@ -61,8 +61,6 @@ def start(*shared: tuple[int, int]) -> None:
     from jmeta import parallel, runtime
 
     runtime.configure(num_tasks=math.gcd(*(tasks // minibatches for tasks, minibatches in shared)))
-    for tasks, minibatches in shared:
-        parallel.check_divisible(tasks, jax.device_count(), minibatches)
 
 
 def cores() -> int:

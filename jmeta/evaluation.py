@@ -70,7 +70,7 @@ def evaluate(
     """
     at_least(1, num_episodes=num_episodes)
     num_steps = adaptation_steps(algorithm, num_steps)
-    parallel.check_divisible(num_tasks, parallel.num_devices())
+    at_least(1, num_tasks=num_tasks)
     block = parallel.tasks_per_block(num_episodes)
 
     def one_task(params: Params, task: Task, key: Key) -> tuple[Array, Array]:

@@ -213,6 +213,19 @@ def all_finite(tree: PyTree) -> Array:
     return functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in floats), jnp.array(True))
 
 
+def replace_lost(results: PyTree, kept: Array) -> PyTree:
+    """Replaces the results [B, ...] of tasks that are not kept by those of the first task that is.
+
+    So whatever is computed from them is finite; its weight is to be 0.
+
+    Args:
+      results: leading axis [B].
+      kept: [B] bool.
+    """
+    index = jnp.where(kept, jnp.arange(len(kept)), jnp.argmax(kept))
+    return jax.tree.map(lambda x: x[index], results)
+
+
 def _weighted(weight: Array | None, x: Array) -> Array:
     """The result x [size, ...] of every task times its weight; 0 where that is 0, whatever x is."""
     if weight is None:
@@ -238,13 +251,16 @@ def _mean(
         weight = jnp.pad(weight.astype(float), (0, layout.num_filled - layout.num_tasks))
 
     def local(params: Params, weight: Array | None, *per_task: PyTree) -> PyTree:
+        def sum_of(one_block: tuple[Array | None, PyTree]) -> PyTree:
+            return block_sum(params, *one_block, layout.size)
+
         blocks = layout.blocks((weight, per_task))
         first = jax.tree.map(lambda x: x[0], blocks)
-        shapes = jax.eval_shape(lambda one_block: block_sum(params, *one_block, layout.size), first)
+        shapes = jax.eval_shape(sum_of, first)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
         def add(total: PyTree, one_block: PyTree) -> tuple[PyTree, None]:
-            return jax.tree.map(jnp.add, total, block_sum(params, *one_block, layout.size)), None
+            return jax.tree.map(jnp.add, total, sum_of(one_block)), None
 
         total, _ = jax.lax.scan(add, zeros, blocks)
         return jax.lax.psum(total, AXIS) if devices > 1 else total
@@ -292,7 +308,7 @@ class _Layout(NamedTuple):
 def _layout(per_task: PyTree, block: int | None) -> _Layout:
     """Blocks of equal size, at most `block`, because one of another size would be compiled apart."""
     num_tasks = jax.tree.leaves(per_task)[0].shape[0]
-    at_least_one(tasks=num_tasks)
+    at_least(1, tasks=num_tasks)
     devices = num_devices()
     share = math.ceil(num_tasks / devices)
     num_blocks = math.ceil(share / (share if block is None else min(block, share)))

@@ -82,7 +82,7 @@ def train(
       algorithm: any meta-learner.
       family: the tasks it trains on, drawn afresh in every iteration.
       iterations: meta-iterations in all, those before a resume counted in.
-      num_tasks: B, tasks of an iteration; a multiple of the number of devices.
+      num_tasks: B, tasks of an iteration.
       seed: of the initial parameters, the tasks and the episodes; below 2**31.
       log_every: iterations in one compiled call, but for the first, which does one; the host works between.
       checkpoint_every: iterations between checkpoints, a multiple of `log_every`; the last is always saved.
@@ -98,7 +98,6 @@ def train(
       RunInUseError: another process trains in `run`.
     """
     mesh = parallel.task_mesh()
-    parallel.check_divisible(num_tasks, mesh.size)
     Training(iterations, num_tasks, seed, log_every, checkpoint_every)  # checks their ranges
     with contextlib.nullcontext() if run is None else run.lock:
         state = None if run is None else resume(run, algorithm, checkpoint_every).tree

@@ -219,8 +219,9 @@ class MetaAlgorithm(NamedTuple):
     """A meta-learner under the one interface that training, evaluation and the CLI see.
 
     Every `update` reports at least the metrics `return_before` and `return_after` (mean undiscounted return
-    before and after the adaptation that it trains; equal where it trains none) and `env_steps` (environment
-    steps taken by this update).
+    before and after the adaptation that it trains; equal where it trains none), `env_steps` (environment
+    steps taken by this update) and `tasks_lost` (tasks of this update that were left out of everything,
+    because something of theirs was not finite).
     """
 
     init: Callable[[Key], MetaState]

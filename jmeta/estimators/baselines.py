@@ -1,6 +1,8 @@
-"""A linear baseline, refitted per task and per adaptation step."""
+"""A linear baseline, fitted again for every task and every adaptation step."""
 
 from __future__ import annotations
+
+import math
 
 import chex
 import jax
@@ -10,68 +12,127 @@ from jmeta.types import Array
 
 # The normal equations square the condition number: they need all of float32, whatever the global setting.
 _PRECISION = jax.lax.Precision.HIGHEST
-
-
-def linear_features(obs: Array) -> Array:
-    """The features of Duan et al. 2016 (Benchmarking Deep RL): [o, o^2, t, t^2, t^3, 1].
-
-    Args:
-      obs: [T, D] of one episode, clipped to [-10, 10] here.
-
-    Returns:
-      [T, 2 D + 4]; t counts hundreds of steps from the episode's start.
-    """
-    chex.assert_rank(obs, 2)
-    clipped = jnp.clip(obs, -10, 10)
-    time = jnp.arange(obs.shape[0], dtype=obs.dtype)[:, None] / 100
-    return jnp.concatenate([clipped, clipped**2, time, time**2, time**3, jnp.ones_like(time)], axis=-1)
-
-
-def fit_linear(features: Array, returns: Array, mask: Array, *, regularization: float = 1e-5) -> Array:
-    """Weighted ridge regression of returns on features, by the normal equations.
-
-    Args:
-      features: [M, F].
-      returns: [M].
-      mask: [M], the weight of each step; 0 excludes it.
-      regularization: added to the diagonal once each feature is scaled to unit norm, so that it means the
-        same for every scale of features and every number of steps (Duan et al. add it unscaled, in float64).
-
-    Returns:
-      [F] coefficients; 0 for a feature that is 0 throughout.
-    """
-    chex.assert_rank([features, returns, mask], [2, 1, 1])
-    weighted = features * mask[:, None]
-    gram = jnp.matmul(weighted.T, features, precision=_PRECISION)
-    moment = jnp.matmul(returns, weighted, precision=_PRECISION)
-    norm = jnp.sqrt(jnp.diagonal(gram))
-    scale = jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0)
-    scaled_gram = gram * scale[:, None] * scale + regularization * jnp.eye(len(scale), dtype=gram.dtype)
-    return scale * jnp.linalg.solve(scaled_gram, scale * moment)
-
-
-def predict_linear(coefficients: Array, features: Array) -> Array:
-    """The fitted values [...] of features [..., F] under coefficients [F]."""
-    return jnp.matmul(features, coefficients, precision=_PRECISION)
+_MOST_FOLDS = 5
+_MOST_FEATURES = 64  # more cost more than they explain
 
 
 def linear_baseline(obs: Array, returns: Array, mask: Array) -> Array:
-    """Fits the returns of one task's episodes and predicts them.
+    """Predicts the returns of one task's episodes, each from what the other episodes show.
 
-    It depends on the time step and is fitted to returns that end at the time limit, so nothing is
-    bootstrapped there. It is fitted to the episodes whose advantages it serves, as in Duan et al. 2016,
-    which leaves a bias that vanishes with their number.
+    The prediction is the mean return of other episodes at the same time step, plus a linear function of how
+    the observation o differs from theirs at that time, in the features [o, o^2] of Duan et al. 2016
+    (Benchmarking Deep RL). The episodes are divided into up to five folds, and the values of a fold are
+    fitted to the other folds (cross-fitting). So no value depends on the rewards of its own episode: the baseline
+    leaves the policy gradient unbiased, except for two shared factors (below), and it cannot explain returns
+    merely by having many features. Where the observation is too long for the number of samples, the features
+    are those of a random projection of it.
+
+    Both parts are shrunk by a factor in [0, 1] that is shared by all episodes of the task, with which they
+    fit best: a part that predicts nothing is left out, so that the baseline is never worse than none.
+
+    It is fitted to returns that end at the time limit, so nothing is bootstrapped there. A single episode has
+    no others to be compared with; its returns are fitted by a cubic polynomial in time.
 
     Args:
-      obs: [N, T, D].
+      obs: [N, T, D], clipped to [-10, 10] here.
       returns: [N, T] discounted returns from each step on.
       mask: [N, T], the weight of each step; 0 excludes it.
 
     Returns:
-      [N, T] values; not differentiated.
+      [N, T] values, 0 where not `mask`; not differentiated.
     """
     chex.assert_rank([obs, returns, mask], [3, 2, 2])
-    features = jax.vmap(linear_features)(obs)
-    flat = features.reshape(-1, features.shape[-1])
-    coefficients = fit_linear(flat, returns.reshape(-1), mask.reshape(-1))
-    return jax.lax.stop_gradient(predict_linear(coefficients, features))
+    obs, returns, mask = jax.lax.stop_gradient((obs, returns, mask))
+    size = jnp.max(jnp.abs(jnp.where(mask > 0, returns, 0)))  # squares of very large returns would overflow
+    scaled = jnp.where(mask > 0, returns / jnp.where(size > 0, size, 1), 0)
+    if len(obs) == 1:
+        return size * jnp.where(mask > 0, _polynomial(scaled[0], mask[0]), 0)
+    return size * jnp.where(mask > 0, _cross_fitted(_features(obs), scaled, mask), 0)
+
+
+def _features(obs: Array) -> Array:
+    """[N, T, F]: the clipped observation and its square, or those of a random projection of it."""
+    num_episodes, horizon, size = obs.shape
+    most = max(2, min(_MOST_FEATURES, num_episodes * horizon // 4))
+    clipped = jnp.clip(obs, -10, 10)
+    if 2 * size > most:
+        directions = jax.random.normal(jax.random.key(0), (size, most // 2), clipped.dtype)
+        clipped = jnp.matmul(clipped, directions / math.sqrt(size), precision=_PRECISION)
+    return jnp.concatenate([clipped, clipped**2], axis=-1)
+
+
+def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
+    num_episodes = len(mask)
+    num_folds = min(num_episodes, _MOST_FOLDS)
+    size = math.ceil(num_episodes / num_folds)
+
+    def in_folds(x: Array) -> Array:
+        """[N, ...] -> [folds, size, ...]; places that are left have no weight."""
+        padded = jnp.pad(x, [(0, num_folds * size - num_episodes)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(size, num_folds, *x.shape[1:]).swapaxes(0, 1)
+
+    # What all episodes have in common at a time step is taken off first: sums of squares then lose no digits.
+    count = mask.sum(0)
+    share = mask / jnp.where(count > 0, count, 1)
+    features = features - jnp.einsum("nt,ntf->tf", share, features, precision=_PRECISION)
+    common = (share * returns).sum(0)
+    returns = returns - common
+    x, y, weight = in_folds(features), in_folds(returns), in_folds(mask)  # [K, size, T, ...]
+    weighted = weight[..., None] * x
+
+    def elsewhere(of_fold: Array) -> Array:
+        """Sums over a fold [K, ...] -> sums over all other folds."""
+        return of_fold.sum(0) - of_fold
+
+    # Means over the other folds by time step, the last one known where no other episode has come so far.
+    count = elsewhere(weight.sum(1))  # [K, T]
+    known = count > 0.5 * jnp.where(mask > 0, mask, jnp.inf).min()
+    time = jax.lax.cummax(jnp.where(known, jnp.arange(count.shape[1]), 0), axis=1)
+    divisor = jnp.where(known, count, 1)
+    sum_x, sum_y = elsewhere(weighted.sum(1)), elsewhere((weight * y).sum(1))
+    sum_x, sum_y = jnp.where(known[..., None], sum_x, 0), jnp.where(known, sum_y, 0)
+    mean_x, mean_y = sum_x / divisor[..., None], sum_y / divisor
+    gram = elsewhere(jnp.einsum("kstf,kstg->kfg", weighted, x, precision=_PRECISION))
+    gram -= jnp.einsum("ktf,ktg->kfg", sum_x, mean_x, precision=_PRECISION)
+    moment = elsewhere(jnp.einsum("kstf,kst->kf", weighted, y, precision=_PRECISION))
+    moment -= jnp.einsum("ktf,kt->kf", sum_x, mean_y, precision=_PRECISION)
+    coefficients = jax.vmap(_ridge)(gram, moment)  # [K, F]
+
+    mean_x = jnp.take_along_axis(mean_x, time[..., None], axis=1)
+    mean_y = jnp.take_along_axis(mean_y, time, axis=1)
+    part = jnp.einsum("kstf,kf->kst", x - mean_x[:, None], coefficients, precision=_PRECISION)
+    mean = jnp.broadcast_to((mean_y + common)[:, None], part.shape)
+    y = y + common
+    values = _shrunk(mean, y, weight)
+    values += _shrunk(part, y - values, weight)  # [K, size, T]
+    return values.swapaxes(0, 1).reshape(-1, values.shape[-1])[:num_episodes]
+
+
+def _shrunk(prediction: Array, target: Array, weight: Array) -> Array:
+    """A prediction times the factor in [0, 1] with which it fits best: 0 if it is worse than none."""
+    square = (weight * prediction * prediction).sum()
+    factor = (weight * prediction * target).sum() / jnp.where(square > 0, square, 1)
+    return jnp.clip(factor, 0, 1) * prediction
+
+
+def _ridge(gram: Array, moment: Array, regularization: float = 1e-2) -> Array:
+    """Coefficients [F] of ridge regression; 0 for a feature that does not vary.
+
+    `regularization` is added to the diagonal once each feature is scaled to unit norm, so that it means the
+    same for every scale of features and every number of steps.
+    """
+    square = jnp.diagonal(gram)
+    varies = square > 1e-6 * jnp.max(square)
+    scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, square, 1)), 0)
+    scaled = gram * scale[:, None] * scale + regularization * jnp.eye(len(scale), dtype=gram.dtype)
+    return scale * jax.scipy.linalg.solve(scaled, scale * moment, assume_a="pos")
+
+
+def _polynomial(returns: Array, mask: Array) -> Array:
+    """A cubic polynomial in time, fitted to the returns [T] of one episode."""
+    time = jnp.linspace(0, 1, len(returns), dtype=returns.dtype)
+    features = jnp.stack([jnp.ones_like(time), time, time**2, time**3], axis=-1)
+    weighted = features * mask[:, None]
+    gram = jnp.matmul(weighted.T, features, precision=_PRECISION)
+    moment = jnp.matmul(returns, weighted, precision=_PRECISION)
+    return jnp.matmul(features, _ridge(gram, moment, 1e-5), precision=_PRECISION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jmeta.types import (
     PolicyInput,
     PolicyOutput,
     PyTree,
+    Rollout,
     Task,
     TaskFamily,
 )
@@ -61,7 +63,7 @@ def estimator(
       discount: in [0, 1].
       gae_lambda: in [0, 1]; 1 gives Monte Carlo returns minus the baseline, less trades variance for the
         bias of the baseline (with "none", for a shorter horizon: the discount is then their product).
-      baseline: "linear" (time-dependent features, refitted on every batch, so per task and per inner step),
+      baseline: "linear" (fitted on every batch again, so per task and per inner step, to the other episodes),
         "value" (the policy's critic, which bootstraps at the time limit) or "none".
       normalize_advantages: to zero mean and unit standard deviation over the steps of the batch.
 
@@ -128,28 +130,82 @@ def collect(
     if baseline == "value":
         value, last_value = rollout.value, rollout.last_value
     elif baseline == "linear":
-        returns = jax.vmap(lambda r, m: advantages.discounted_returns(r, m, discount=discount))(
-            rollout.reward, rollout.mask
-        )
-        value = baselines.linear_baseline(rollout.inputs.obs, returns, rollout.mask)
+        value = baselines.linear_baseline(rollout.inputs.obs, returns_to_go(rollout, discount), rollout.mask)
     else:
         value = jnp.zeros_like(rollout.reward)
-    gae = jax.vmap(lambda *x: advantages.gae(*x, discount=discount, gae_lambda=gae_lambda))
-    advantage, target = gae(rollout.reward, value, last_value, rollout.terminated, rollout.mask)
-    if normalize_advantages:
-        advantage = advantages.normalize(advantage, rollout.mask)
-    return PolicyGradientBatch(
+    batch = PolicyGradientBatch(
         inputs=rollout.inputs,
         action=rollout.action,
         log_prob=rollout.log_prob,
-        advantage=advantage,
-        target=target,
+        advantage=value,
+        target=value,
         reward=rollout.reward,
         value=value,
         mask=rollout.mask,
         terminated=rollout.terminated,
         last_value=last_value,
     )
+    advantage, target = estimate_advantages(
+        batch, discount=discount, gae_lambda=gae_lambda, normalize_advantages=normalize_advantages
+    )
+    return batch._replace(advantage=advantage, target=target)
+
+
+def returns_to_go(episodes: Rollout | PolicyGradientBatch, discount: float | Array) -> Array:
+    """Discounted returns [N, T] from each step of some episodes on."""
+    returns = functools.partial(advantages.discounted_returns, discount=discount)
+    return jax.vmap(returns)(episodes.reward, episodes.mask)
+
+
+def estimate_advantages(
+    batch: PolicyGradientBatch,
+    *,
+    discount: float | Array,
+    gae_lambda: float | Array,
+    normalize_advantages: bool,
+) -> tuple[Array, Array]:
+    """Advantages of one task's episodes, and the targets of its critic.
+
+    Advantages are 0 where the rewards are no signal (`advantages.has_signal`).
+
+    Args:
+      batch: the episodes, whose `advantage` and `target` are not read.
+      discount: in [0, 1], per step.
+      gae_lambda: in [0, 1].
+      normalize_advantages: to zero mean and unit standard deviation over the steps of the batch.
+
+    Returns:
+      advantage: [N, T].
+      target: [N, T].
+    """
+    gae = jax.vmap(functools.partial(advantages.gae, discount=discount, gae_lambda=gae_lambda))
+    advantage, target = gae(batch.reward, batch.value, batch.last_value, batch.terminated, batch.mask)
+    advantage = jnp.where(advantages.has_signal(batch.reward, batch.mask), advantage, 0)
+    if normalize_advantages:
+        size = advantages.root_mean_square(returns_to_go(batch, discount), batch.mask)
+        advantage = advantages.normalize(advantage, batch.mask, scale=jax.lax.stop_gradient(size))
+    return advantage, target
+
+
+def weigh_by_length(batch: PolicyGradientBatch, terminates: bool) -> PolicyGradientBatch:
+    """Weighs episodes so that the size of an inner step does not depend on the horizon.
+
+    A surrogate divides by all N T steps, taken or not. Where episodes end early, that would make a step
+    shorter the longer they might have lasted. So each episode is weighed by T over the mean length of the
+    *other* episodes of the task: what an episode contributes is divided by a number that does not depend on
+    its own actions, and the direction of the expected step is unchanged. The only episode of a batch is
+    weighed by its own length.
+
+    Args:
+      batch: one task's episodes.
+      terminates: whether they can end before the horizon; if not, all weights are 1.
+    """
+    if not terminates:
+        return batch
+    lengths = (batch.mask > 0).sum(-1).astype(batch.mask.dtype)
+    num_episodes, horizon = batch.mask.shape
+    others = (lengths.sum() - lengths) / (num_episodes - 1) if num_episodes > 1 else lengths
+    return batch._replace(mask=batch.mask * (horizon / others)[:, None])
 
 
 def learner(
@@ -173,10 +229,15 @@ def learner(
     source = estimator(family, policy, **others)
     loss, outer_loss = source.loss(surrogate), source.loss(outer_surrogate)
 
+    terminates = family.env.spec.terminates
+
     def on(loss: Loss) -> Callable[[Params, PolicyGradientBatch], Array]:
         return lambda params, batch: loss(unroll(policy, params, batch.inputs), batch)
 
-    return Learner(source.collect, jax.grad(on(loss)), on(outer_loss))
+    def gradient(params: Params, batch: PolicyGradientBatch) -> Params:
+        return jax.grad(on(loss))(params, weigh_by_length(batch, terminates))
+
+    return Learner(source.collect, gradient, on(outer_loss))
 
 
 def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:

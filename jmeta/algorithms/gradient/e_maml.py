@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.estimators.advantages import root_mean_square
 from jmeta.estimators.surrogates import ppo_clip
 from jmeta.inner import policy_gradient as pg
 from jmeta.inner.loop import mean_return
@@ -46,15 +47,17 @@ def e_maml(
         raise ValueError(f"exploration_weight must not be negative, got {exploration_weight}")
     parts = outer.assemble(family, policy, surrogate=surrogate, **others)
 
-    def prepare(params: Params, collected: outer.Collected) -> PyTree:
+    def prepare(params: Params, batch: outer.Batch) -> PyTree:
         del params
-        post = collected.post
+        post, kept = batch.collected.post, batch.kept
         returns = mean_return(post)  # [B]
-        others = (returns.sum() - returns) / jnp.maximum(len(returns) - 1, 1)
-        raw, used = (_spread(x, post.mask) for x in (post.target - post.value, post.advantage))
+        num_others = jnp.maximum(kept.sum() - kept, 1)
+        others = ((kept * returns).sum() - kept * returns) / num_others
+        spread = jax.vmap(_spread)
+        raw, used = (spread(x, post.mask) for x in (post.target - post.value, post.advantage))
         # Surrogates average over episodes and steps: here both are summed, of the return per step.
         credit = post.mask.shape[1] * (returns - others)
-        return jnp.where(raw > 0, used / jnp.maximum(raw, 1e-12), 1.0) * credit
+        return jnp.where(raw > 0, used / jnp.where(raw > 0, raw, 1), 1.0) * credit
 
     def loss(adapted: Params, path: Params, data: outer.Collected, credit: Array) -> Array:
         def explored(params: Params, batch: PyTree) -> Array:
@@ -70,7 +73,6 @@ def e_maml(
 
 
 def _spread(x: Array, mask: Array) -> Array:
-    """Standard deviation [B] over the steps of a task: x [B, N, T] -> [B]."""
-    count = jnp.maximum(mask.sum((1, 2)), 1)
-    mean = (mask * x).sum((1, 2)) / count
-    return jnp.sqrt((mask * jnp.square(x - mean[:, None, None])).sum((1, 2)) / count)
+    """Standard deviation [] over the steps [N, T] of a task."""
+    mean = (mask * x).sum() / jnp.maximum(mask.sum(), 1)
+    return root_mean_square(x - mean, mask)

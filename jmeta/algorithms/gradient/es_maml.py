@@ -12,6 +12,7 @@ from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import at_least
+from jmeta.inner.loop import mean_return
 from jmeta.optimizers import check_gradients_suffice
 from jmeta.types import Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, PyTree, Task, TaskFamily
 
@@ -35,7 +36,9 @@ def es_maml(
     differentiates nothing, so adaptation need not be differentiable. Both of a pair meet the same task with
     the same random numbers. A call takes 2 x tasks x `num_perturbations` adaptations, in blocks.
 
-    The metrics are of the perturbed policies. The outer optimiser cannot be TRPO, which needs a divergence.
+    The metrics are of the perturbed policies. A pair of which something is not finite is left out;
+    `tasks_lost` is their number in units of a task's pairs, rounded up. The outer optimizer cannot be TRPO,
+    which needs a divergence.
 
     Args:
       num_perturbations: pairs for each task.
@@ -64,27 +67,29 @@ def es_maml(
         def measure(scale: float) -> Metrics:
             perturbed = jax.tree.map(lambda p, e: p + scale * e, params, noise)
             collected = outer.collect(parts, perturbed, task, key_run)
-            return outer.returns(parts, jax.tree.map(lambda x: x[None], collected))
+            after = mean_return(collected.post)
+            before = mean_return(collected.pre)[0] if parts.num_inner_steps else after
+            steps = (collected.pre.mask > 0).sum() + (collected.post.mask > 0).sum()
+            return {"return_before": before, "return_after": after, "env_steps": steps.astype(after.dtype)}
 
         high, low = measure(perturbation_std), measure(-perturbation_std)
         slope = (high["return_after"] - low["return_after"]) / (2 * perturbation_std)
         return jax.tree.map(lambda e: -slope * e, noise), jax.tree.map(lambda a, b: (a + b) / 2, high, low)
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        parallel.check_divisible(num_tasks, parallel.num_devices())
-        num_pairs = num_perturbations * num_tasks
+        num_pairs = num_perturbations * jax.tree.leaves(tasks)[0].shape[0]
         repeated: PyTree = jax.tree.map(lambda x: jnp.repeat(x, num_perturbations, axis=0), tasks)
         keys = parallel.task_keys(key, num_pairs)
-        gradients, metrics = parallel.mean_over_tasks(
+        (gradients, metrics), lost = parallel.mean_over_finite_tasks(
             one_pair, state.params, repeated, keys, block=parts.block
         )
         updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        env_steps = jnp.round(metrics["env_steps"] * 2 * num_pairs).astype(jnp.int32)
+        env_steps = jnp.where(lost < num_pairs, metrics["env_steps"] * 2 * (num_pairs - lost), 0)
         metrics |= {
-            "env_steps": env_steps,
+            "env_steps": jnp.round(env_steps).astype(jnp.int32),
             "gradient_norm": optax.tree.norm(gradients),
+            "tasks_lost": -(-lost // num_perturbations),
             "skipped": opt_state.skipped,
         }
         return MetaState(params, opt_state, state.step + 1), metrics

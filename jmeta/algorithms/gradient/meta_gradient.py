@@ -10,7 +10,6 @@ import optax
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.estimators import advantages
 from jmeta.inner import policy_gradient as pg
 from jmeta.policies.extended import ExtendedParams, extended
 from jmeta.types import Adapted, Array, Key, MetaAlgorithm, Metrics, Params, Policy, PyTree, Task, TaskFamily
@@ -92,12 +91,13 @@ def meta_gradient(
 
     def loss(params: ExtendedParams, batch: PyTree) -> Array:
         current = _bounded(params.extra)
-        gae = jax.vmap(
-            lambda *x: advantages.gae(*x, discount=current.discount, gae_lambda=current.gae_lambda)
+        advantage, _ = pg.estimate_advantages(
+            batch,
+            discount=current.discount,
+            gae_lambda=current.gae_lambda,
+            normalize_advantages=normalize_advantages,
         )
-        advantage, _ = gae(batch.reward, batch.value, batch.last_value, batch.terminated, batch.mask)
-        if normalize_advantages:
-            advantage = advantages.normalize(advantage, batch.mask)
+        batch = pg.weigh_by_length(batch, family.env.spec.terminates)
         output = pg.unroll(carrier, params, batch.inputs)
         log_prob = jax.vmap(jax.vmap(policy.distribution.log_prob))(output.distribution, batch.action)
         entropy = jax.vmap(jax.vmap(policy.distribution.entropy))(output.distribution)

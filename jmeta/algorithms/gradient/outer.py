@@ -150,6 +150,28 @@ def assemble(
     )
 
 
+class Batch(NamedTuple):
+    """What was collected from all tasks. Tasks of which something was not finite are lost."""
+
+    collected: Collected  # [B, ...], finite: a lost task has the data of one that is not
+    kept: Array  # [B] float: 1, or 0 for a task that is lost
+    env_steps: Array  # [] int32, those of lost tasks included
+
+
+def collect_all(parts: Parts, params: Params, tasks: Task, key: Key) -> Batch:
+    """Adapts to every task and collects episodes of the adapted policies."""
+    keys = parallel.task_keys(key, jax.tree.leaves(tasks)[0].shape[0])
+
+    def one_task(params: Params, task: Task, key: Key) -> tuple[Collected, Array]:
+        collected = collect(parts, params, task, key)
+        # Parameters of a distribution may be infinite: those of an action that is never taken.
+        return collected, parallel.all_finite(collected._replace(distribution=()))
+
+    collected, finite = parallel.map_tasks(one_task, params, tasks, keys, block=parts.block)
+    env_steps = (collected.pre.mask > 0).sum() + (collected.post.mask > 0).sum()
+    return Batch(parallel.replace_lost(collected, finite), finite.astype(float), env_steps.astype(jnp.int32))
+
+
 def collect(parts: Parts, params: Params, task: Task, key: Key) -> Collected:
     """Adapts to one task and collects episodes of the adapted policy."""
     key_adapt, key_post = jax.random.split(key)
@@ -183,7 +205,7 @@ def algorithm(
     *,
     loss: Loss | None = None,
     gradient: Callable[[Params, Collected], tuple[Array, Params]] | None = None,
-    prepare: Callable[[Params, Collected], PyTree] | None = None,
+    prepare: Callable[[Params, Batch], PyTree] | None = None,
     report: Callable[[Params], Metrics] = lambda params: {},
 ) -> MetaAlgorithm:
     """The meta-learner: collect from every task, then take `outer_epochs` steps of the outer optimiser.
@@ -193,12 +215,14 @@ def algorithm(
       loss: after adaptation, of one task; default MAML's.
       gradient: (params, collected) of one task -> loss and its gradient; default that of `loss`, through the
         inner steps.
-      prepare: (params, collected [B, ...]) -> what else `loss` needs [B, ...], once a batch; default nothing.
+      prepare: (params, batch) -> what else `loss` needs [B, ...], once a batch; default nothing.
       report: params -> metrics of the new parameters.
 
     Returns:
-      The algorithm. Metrics beside the standard ones: `loss`, `gradient_norm`, `kl` (old to new adapted
-      policies, after the update), `skipped` (non-finite updates so far) and those of `report`.
+      The algorithm. Metrics in addition to the standard ones: `loss`, `gradient_norm`, `kl` (old to new
+      adapted policies, after the update), `skipped` (updates so far that were not finite) and those of
+      `report`. A task is lost, and left out of everything, if its episodes, its adapted parameters or its
+      gradient are not finite; if all are, the update is skipped.
     """
     policy, inner, optimizer = parts.policy, parts.inner, parts.optimizer
     through = meta_loss(parts, loss)
@@ -220,53 +244,59 @@ def algorithm(
         return pg.fisher_product(policy, inner, params, vector, collected.pre, collected.post)
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
-        keys = parallel.task_keys(key, jax.tree.leaves(tasks)[0].shape[0])
-        collected = parallel.map_tasks(
-            lambda params, task, key: collect(parts, params, task, key),
-            state.params,
-            tasks,
-            keys,
-            block=parts.block,
-        )
-        extra = prepare(state.params, collected) if prepare else ()
+        batch = collect_all(parts, state.params, tasks, key)
+        collected = batch.collected
+        extra = prepare(state.params, batch) if prepare else ()
 
-        def mean(fn: Callable[..., PyTree], params: Params, *args: PyTree) -> PyTree:
-            return parallel.mean_over_tasks(fn, params, *args, block=parts.block)
+        def mean(fn: Callable[..., PyTree], params: Params, *args: PyTree) -> tuple[PyTree, Array]:
+            return parallel.mean_over_finite_tasks(fn, params, *args, weight=batch.kept, block=parts.block)
 
         def epoch(loop: PyTree, _: None) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
-            value, gradients = mean(loss_and_gradient, params, collected, extra)
+            (value, gradients), lost = mean(loss_and_gradient, params, collected, extra)
+
+            def value_and_kl(candidate: Params) -> tuple[Array, Array]:
+                """NaN if the candidate loses a task, since means of other tasks cannot be compared."""
+                (value, kl), lost_there = mean(loss_and_kl, candidate, collected, extra)
+                return jnp.where(lost_there > lost, jnp.nan, value), kl
+
             updates, opt_state = optimizer.update(
                 gradients,
                 opt_state,
                 params,
-                value_and_kl_fn=lambda candidate: mean(loss_and_kl, candidate, collected, extra),
-                kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), collected),
+                value_and_kl_fn=value_and_kl,
+                kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), collected)[0],
             )
             params = optax.apply_updates(params, updates)
-            return (params, opt_state), {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+            metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), "tasks_lost": lost}
+            return (params, opt_state), metrics
 
         (params, opt_state), metrics = jax.lax.scan(
             epoch, (state.params, state.opt_state), length=parts.outer_epochs
         )
-        _, kl = mean(loss_and_kl, params, collected, extra)
-        metrics = jax.tree.map(lambda x: x[0], metrics) | returns(parts, collected) | report(params)
+        (_, kl), _ = mean(loss_and_kl, params, collected, extra)
+        first = {name: values[0] for name, values in metrics.items()}
+        metrics = first | returns(parts, batch) | {"tasks_lost": metrics["tasks_lost"].max()} | report(params)
         metrics |= {"kl": kl, "skipped": opt_state.skipped}
         post = collected.post
-        params = policy.observe(params, post.inputs.obs, post.mask)
+        kept = jax.lax.expand_dims(batch.kept, range(1, post.mask.ndim))
+        params = policy.observe(params, post.inputs.obs, kept * post.mask)
         return MetaState(params, opt_state, state.step + 1), metrics
 
     return MetaAlgorithm(init(parts), update, adapt(parts), policy)
 
 
-def returns(parts: Parts, collected: Collected) -> Metrics:
-    """The metrics that every algorithm reports, from data [B, ...]."""
-    pre, post = collected.pre, collected.post
+def returns(parts: Parts, batch: Batch) -> Metrics:
+    """The metrics that every algorithm reports, as means over the tasks that are not lost."""
+    pre, post = batch.collected.pre, batch.collected.post
     after = mean_return(post)
+    before = mean_return(pre)[:, 0] if parts.num_inner_steps else after
+    num_kept = batch.kept.sum()
     return {
-        "return_before": (mean_return(pre)[:, 0] if parts.num_inner_steps else after).mean(),
-        "return_after": after.mean(),
-        "env_steps": (pre.mask.sum() + post.mask.sum()).astype(jnp.int32),
+        "return_before": (batch.kept * before).sum() / num_kept,
+        "return_after": (batch.kept * after).sum() / num_kept,
+        "tasks_lost": (len(batch.kept) - num_kept).astype(jnp.int32),
+        "env_steps": batch.env_steps,
     }
 
 

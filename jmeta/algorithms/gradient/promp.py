@@ -46,11 +46,11 @@ def promp(
         """Of the policy before each inner step, on the episodes that it sampled [K, N, T, ...]."""
         return jax.vmap(lambda params, batch: pg.unroll(policy, params, batch.inputs).distribution)(path, pre)
 
-    def prepare(params: Params, collected: outer.Collected) -> PyTree:
+    def prepare(params: Params, batch: outer.Batch) -> PyTree:
         def old(params: Params, pre: PyTree) -> PyTree:
             return distributions(parts.inner.path(params, pre)[1], pre)
 
-        return parallel.map_tasks(old, params, collected.pre, block=parts.block)
+        return parallel.map_tasks(old, params, batch.collected.pre, block=parts.block)
 
     def loss(adapted: Params, path: Params, data: outer.Collected, old: PyTree) -> Array:
         new = distributions(path, data.pre)

@@ -25,8 +25,8 @@ def reptile(
     training. The episodes after adaptation are for the metrics alone; `outer_surrogate` gives `loss`.
 
     Args:
-      serial: update after every task (algorithm 1), on several devices after as many tasks as there are
-        devices, and not once on the mean over the meta-batch.
+      serial: update after every task (algorithm 1) instead of once on the mean over the meta-batch. One task
+        at a time leaves nothing for several devices to share.
 
     Raises:
       ValueError: an argument is out of its range.
@@ -41,12 +41,13 @@ def reptile(
         return batched
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
-        num_tasks, together = jax.tree.leaves(tasks)[0].shape[0], parallel.num_devices()
-        parallel.check_divisible(num_tasks, together)
-        turns = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), tasks)
-        keys = jax.random.split(key, num_tasks // together)
+        turns = jax.tree.map(lambda x: x[:, None], tasks)
+        keys = parallel.task_keys(key, jax.tree.leaves(tasks)[0].shape[0])
         after, metrics = jax.lax.scan(lambda state, turn: batched.update(state, *turn), state, (turns, keys))
-        counts = {"env_steps": metrics["env_steps"].sum(), "skipped": metrics["skipped"][-1]}
-        return after._replace(step=state.step + 1), jax.tree.map(jnp.mean, metrics) | counts
+        kept = metrics["tasks_lost"] == 0
+        means = {name: jnp.where(kept, x, 0).sum() / kept.sum() for name, x in metrics.items()}
+        counts = {name: metrics[name].sum() for name in ("env_steps", "tasks_lost")}
+        counts["skipped"] = metrics["skipped"][-1]
+        return after._replace(step=state.step + 1), means | counts
 
     return batched._replace(update=update)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jmeta import parallel, rollouts
@@ -69,7 +70,7 @@ def rl2(
       optimizer: of every minibatch; it cannot be TRPO, which needs a divergence.
       num_episodes: E, episodes in a trial; None takes the family's.
       epochs: passes over the trials of an iteration.
-      minibatches: parts of the trials, each an optimiser's step; they divide the tasks of a device.
+      minibatches: parts of the trials, each an optimizer's step; at most as many as there are tasks.
       clip: largest change of the likelihood ratio that is rewarded.
       entropy_weight: weight of the policy's entropy.
       value_weight: weight of the critic's squared error, in units of the spread of returns over the trials.
@@ -83,8 +84,9 @@ def rl2(
 
     Returns:
       The algorithm. `return_before` and `return_after` are of the first and the last episode of the trials,
-      `return_trial` of all. `loss`, `entropy` and `gradient_norm` are of an iteration's first minibatch; the
-      last metric is `skipped`.
+      `return_trial` of all. `loss`, `entropy` and `gradient_norm` are of an iteration's first minibatch,
+      `skipped` counts the updates so far that were not finite. A task is lost if anything in its trial is not
+      finite.
 
     Raises:
       ValueError: an argument is out of its range, or the policy cannot hold a trial.
@@ -111,9 +113,10 @@ def rl2(
 
     # For ONE task.
 
-    def collect(params: Params, task: Task, key: Key) -> tuple[Rollout, Array]:
+    def collect(params: Params, task: Task, key: Key) -> tuple[Rollout, Array, Array]:
         empty = Adapted(params, policy.initial_carry())
-        return rollouts.trial(family.env, policy, empty, task, key, episodes)[1:]
+        _, rollout, returns = rollouts.trial(family.env, policy, empty, task, key, episodes)
+        return rollout, returns, parallel.all_finite(rollout._replace(measures={}))
 
     def carries(params: Params, inputs: PyTree) -> PyTree:
         def unroll(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
@@ -146,42 +149,62 @@ def rl2(
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        parallel.check_divisible(num_tasks, parallel.num_devices(), minibatches)
-        if num_tasks < 2:
-            raise ValueError("tasks must be at least 2, for rl2 compares trials with each other, got 1")
+        least = max(2, minibatches)
+        if num_tasks < least:
+            raise ValueError(
+                f"tasks must be at least {least}, because rl2 compares trials with each other and each of the"
+                f" {minibatches} minibatches needs one, got {num_tasks}"
+            )
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
-        rollout, returns = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
+        rollout, returns, finite = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
+        env_steps = (rollout.mask > 0).sum().astype(jnp.int32)
+        # A trial of which anything is not finite is lost: it has no step, and no weight.
+        kept = finite.astype(float)
+        rollout, returns = parallel.replace_lost((rollout, returns), finite)
+        rollout = rollout._replace(mask=kept[:, None] * rollout.mask)
         horizon = family.env.spec.horizon
-        steps = with_advantages(rollout, horizon=horizon, discount=discount, gae_lambda=gae_lambda)
-        if normalize_advantages:
-            steps = steps._replace(advantage=advantages.normalize(steps.advantage, steps.mask))
+        steps = with_advantages(
+            rollout,
+            horizon=horizon,
+            discount=discount,
+            gae_lambda=gae_lambda,
+            normalize_advantages=normalize_advantages,
+        )
         steps = jax.tree.map(lambda x: x.reshape(num_tasks, -1, chunk, *x.shape[2:]), steps)
         carry = None
         if chunk < length:
             carry = parallel.map_tasks(carries, state.params, steps.inputs, block=block)
         trials = TrialBatch(steps, carry)
 
-        def minibatch(loop: PyTree, chosen: Array) -> tuple[PyTree, Metrics]:
+        def minibatch(loop: PyTree, chosen: tuple[Array, Array]) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
-            part = jax.tree.map(lambda x: x[chosen], trials)
-            (value, entropy), gradients = parallel.value_and_grad_over_tasks(loss, params, part, block=block)
+            index, weight = chosen
+            part = jax.tree.map(lambda x: x[index], trials)
+            (value, entropy), gradients = parallel.value_and_grad_over_tasks(
+                loss, params, part, weight=weight * kept[index], block=block
+            )
             updates, opt_state = optimizer.update(gradients, opt_state, params)
             metrics = {"loss": value, "entropy": entropy, "gradient_norm": optax.tree.norm(gradients)}
             return (optax.apply_updates(params, updates), opt_state), metrics
 
-        orders = jax.vmap(lambda key: jax.random.permutation(key, num_tasks))(
+        places, weight = _minibatches(num_tasks, minibatches)
+        orders = jax.vmap(lambda key: jax.random.permutation(key, num_tasks)[places])(
             jax.random.split(key_order, epochs)
         )
-        (params, opt_state), metrics = jax.lax.scan(
-            minibatch, (state.params, state.opt_state), orders.reshape(epochs * minibatches, -1)
-        )
+        chosen = orders.reshape(epochs * minibatches, -1), jnp.tile(weight, (epochs, 1))
+        (params, opt_state), metrics = jax.lax.scan(minibatch, (state.params, state.opt_state), chosen)
+
+        def mean(x: Array) -> Array:
+            return (kept * x).sum() / kept.sum()
+
         metrics = jax.tree.map(lambda x: x[0], metrics) | {
-            "return_before": returns[:, 0].mean(),
-            "return_after": returns[:, -1].mean(),
-            "return_trial": returns.sum(-1).mean(),
+            "return_before": mean(returns[:, 0]),
+            "return_after": mean(returns[:, -1]),
+            "return_trial": mean(returns.sum(-1)),
+            "tasks_lost": (num_tasks - kept.sum()).astype(jnp.int32),
             "skipped": opt_state.skipped,
-            "env_steps": steps.mask.sum().astype(jnp.int32),
+            "env_steps": env_steps,
         }
         params = policy.observe(params, steps.inputs.obs, steps.mask)
         return MetaState(params, opt_state, state.step + 1), metrics
@@ -200,7 +223,7 @@ def rl2(
 
 
 def with_advantages(
-    rollout: Rollout, *, horizon: int, discount: float, gae_lambda: float
+    rollout: Rollout, *, horizon: int, discount: float, gae_lambda: float, normalize_advantages: bool = False
 ) -> PolicyGradientBatch:
     """Trials with advantages that run across their episodes, and what the critic is to learn.
 
@@ -210,17 +233,21 @@ def with_advantages(
 
     An agent is given no clock: a critic of plain returns, which shrink to nothing as the trial ends, would
     first have to learn to count. So the critic says by how much a trial will do better than the mean of the
-    trials from the same time on, in units of their spread: what it predicts is of size one whatever the
-    rewards.
+    *other* trials from the same time on, in units of their spread: what it predicts is of size one whatever
+    the rewards. A trial that is alone in taking a step at some time is compared with all other trials, which
+    wait for their next episode.
 
     Args:
-      rollout: trials side by side, from their initial carries [B, L, ...], steps that were taken first.
+      rollout: trials side by side, from their initial carries [B, L, ...], steps that were taken first. A
+        trial without any step has no part in the comparison.
       horizon: T, steps in an episode that does not end early; it divides L.
       discount: a step, within the trial.
       gae_lambda: the critic is trusted with the share 1 - gae_lambda.
+      normalize_advantages: to zero mean and unit standard deviation over all trials.
 
     Returns:
-      The steps [B, L, ...]; `advantage` is in units of the reward, `target` in the critic's.
+      The steps [B, L, ...]; `advantage` is in units of the reward unless it is normalized, `target` in the
+      critic's. Where all trials got the same rewards at the same times, advantages are 0.
     """
     length = rollout.mask.shape[1]
     time = jax.vmap(functools.partial(_time, horizon=horizon))(rollout.inputs.first, rollout.mask)
@@ -234,9 +261,10 @@ def with_advantages(
     taken, reward = at_their_time(rollout.mask), at_their_time(rollout.reward)
     always = jnp.ones_like(taken)
     to_go = jax.vmap(functools.partial(advantages.discounted_returns, discount=discount))(reward, always)
-    mean = (taken * to_go).sum(0) / jnp.maximum(taken.sum(0), 1)
-    variance, mean_square = ((taken * jnp.square(x)).sum() / taken.sum() for x in (to_go - mean, to_go))
-    spread = jnp.sqrt(variance + 1e-9 * mean_square) + 1e-8  # no less than rounding, where trials are alike
+    mean = _mean_of_others(to_go, taken)
+    size = advantages.root_mean_square(to_go, taken)
+    spread = advantages.root_mean_square(to_go - mean, taken)
+    spread = jnp.maximum(spread, advantages.NEGLIGIBLE * size) + 1e-8  # where trials are alike
     value = mean + spread * at_their_time(rollout.value)
 
     def while_waiting(later: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -249,11 +277,14 @@ def with_advantages(
     going_on, trust = jnp.zeros_like(rollout.terminated), jnp.where(taken > 0, gae_lambda, 1.0)
     estimate = jax.vmap(lambda *x: advantages.gae(*x[:-1], discount=discount, gae_lambda=x[-1]))
     advantage, target = estimate(reward, value, nothing, going_on, always, trust)
+    advantage = in_order(jnp.where(advantages.has_signal(reward, taken), advantage, 0))
+    if normalize_advantages:
+        advantage = advantages.normalize(advantage, rollout.mask, scale=size)
     return PolicyGradientBatch(
         inputs=rollout.inputs,
         action=rollout.action,
         log_prob=rollout.log_prob,
-        advantage=in_order(advantage),
+        advantage=advantage,
         target=in_order((target - mean) / spread),
         reward=rollout.reward,
         value=in_order(value),
@@ -261,6 +292,31 @@ def with_advantages(
         terminated=going_on,
         last_value=jnp.zeros_like(value),  # of no use, and of the others' shape
     )
+
+
+def _mean_of_others(to_go: Array, taken: Array) -> Array:
+    """The mean return of the other trials from every time on, [B, L].
+
+    Of those that take a step at that time, or if there are none, of all that take any step.
+    """
+
+    def others(present: Array) -> tuple[Array, Array]:
+        total = present * to_go
+        return total.sum(0) - total, present.sum(0) - present
+
+    sum_taking, num_taking = others((taken > 0).astype(to_go.dtype))
+    exists = (taken > 0).any(1, keepdims=True)
+    sum_all, num_all = others(jnp.broadcast_to(exists, taken.shape).astype(to_go.dtype))
+    mean_taking, mean_all = sum_taking / jnp.maximum(num_taking, 1), sum_all / jnp.maximum(num_all, 1)
+    return jnp.where(num_taking > 0, mean_taking, mean_all)
+
+
+def _minibatches(num_tasks: int, minibatches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Parts of almost equal size: indices [minibatches, size], and 0 as the weight of a place left empty."""
+    parts = np.array_split(np.arange(num_tasks), minibatches)
+    size = len(parts[0])
+    weight = np.array([[place < len(part) for place in range(size)] for part in parts], float)
+    return np.array([np.resize(part, size) for part in parts]), weight
 
 
 def _time(first: Array, taken: Array, *, horizon: int) -> Array:
