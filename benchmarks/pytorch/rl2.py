@@ -137,14 +137,14 @@ class Learner:
             return sums
 
         to_go = backward(reward, setting.discount)
-        mean = to_go.mean(0)
+        mean = (to_go.sum(0) - to_go) / (len(to_go) - 1)  # of the other trials
         spread = ((to_go - mean) ** 2).mean().sqrt() + 1e-8
         value = mean + spread * value
         following = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
         delta = reward + setting.discount * following - value
         advantage = backward(delta, setting.discount * setting.gae_lambda)
         target = (advantage + value - mean) / spread
-        return (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-5), target
+        return (advantage - advantage.mean()) / advantage.std(correction=0), target
 
     def loss(self, trials: Trials) -> Tensor:
         """PPO's, of whole trials."""

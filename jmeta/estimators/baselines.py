@@ -74,9 +74,9 @@ def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
     # What all episodes have in common at a time step is taken off first: sums of squares then lose no digits.
     count = mask.sum(0)
     share = mask / jnp.where(count > 0, count, 1)
-    features = features - jnp.einsum("nt,ntf->tf", share, features, precision=_PRECISION)
-    common = (share * returns).sum(0)
-    returns = returns - common
+    common_x = jnp.einsum("nt,ntf->tf", share, features, precision=_PRECISION)
+    common_y = (share * returns).sum(0)
+    features, returns = features - common_x, returns - common_y
     x, y, weight = in_folds(features), in_folds(returns), in_folds(mask)  # [K, size, T, ...]
     weighted = weight[..., None] * x
 
@@ -98,21 +98,30 @@ def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
     moment -= jnp.einsum("ktf,kt->kf", sum_x, mean_y, precision=_PRECISION)
     coefficients = jax.vmap(_ridge)(gram, moment)  # [K, F]
 
-    mean_x = jnp.take_along_axis(mean_x, time[..., None], axis=1)
-    mean_y = jnp.take_along_axis(mean_y, time, axis=1)
-    part = jnp.einsum("kstf,kf->kst", x - mean_x[:, None], coefficients, precision=_PRECISION)
-    mean = jnp.broadcast_to((mean_y + common)[:, None], part.shape)
-    y = y + common
-    values = _shrunk(mean, y, weight)
-    values += _shrunk(part, y - values, weight)  # [K, size, T]
+    mean_x = jnp.take_along_axis(mean_x + common_x, time[..., None], axis=1) - common_x
+    mean_y = jnp.take_along_axis(mean_y + common_y, time, axis=1)
+    by_time = jnp.broadcast_to(mean_y[:, None], y.shape)
+    by_obs = jnp.einsum("kstf,kf->kst", x - mean_x[:, None], coefficients, precision=_PRECISION)
+    values = _shrunk(by_time, by_obs, y + common_y, weight)  # [K, size, T]
     return values.swapaxes(0, 1).reshape(-1, values.shape[-1])[:num_episodes]
 
 
-def _shrunk(prediction: Array, target: Array, weight: Array) -> Array:
-    """A prediction times the factor in [0, 1] with which it fits best: 0 if it is worse than none."""
-    square = (weight * prediction * prediction).sum()
-    factor = (weight * prediction * target).sum() / jnp.where(square > 0, square, 1)
-    return jnp.clip(factor, 0, 1) * prediction
+def _shrunk(first: Array, second: Array, target: Array, weight: Array) -> Array:
+    """Two predictions, each times the factor in [0, 1] with which their sum fits a target best."""
+
+    def product(a: Array, b: Array) -> Array:
+        return (weight * a * b).sum()
+
+    def best(aim: Array, square: Array) -> Array:
+        return jnp.clip(aim / jnp.where(square > 0, square, 1), 0, 1)
+
+    squares = product(first, first), product(second, second)
+    mixed, aims = product(first, second), (product(first, target), product(second, target))
+    factors = jnp.zeros_like(mixed), jnp.zeros_like(mixed)
+    for _ in range(8):  # coordinate descent: no step makes the fit worse, and the first starts at none
+        one = best(aims[0] - factors[1] * mixed, squares[0])
+        factors = one, best(aims[1] - one * mixed, squares[1])
+    return factors[0] * first + factors[1] * second
 
 
 def _ridge(gram: Array, moment: Array, regularization: float = 1e-2) -> Array:

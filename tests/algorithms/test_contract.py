@@ -48,7 +48,8 @@ def test_the_docstring_says_what_it_is(name):
 
 
 def test_metrics_are_finite_and_complete(trained):
-    assert {"return_before", "return_after", "env_steps"} <= trained.metrics.keys()
+    assert {"return_before", "return_after", "env_steps", "tasks_lost"} <= trained.metrics.keys()
+    assert (trained.metrics["tasks_lost"] == 0).all()
     for key, values in trained.metrics.items():
         assert values.shape == (2,), key
         assert np.isfinite(values).all(), (key, values)
@@ -151,10 +152,7 @@ def test_update_needs_no_mesh(trained):
     assert update[1].keys() == trained.metrics.keys()
 
 
-def test_tasks_that_the_devices_do_not_divide_are_refused(trained):
+def test_tasks_need_not_be_a_multiple_of_the_devices(trained):
     tasks = small.sample_tasks(jax.random.key(0), 3)
-    with (
-        jax.set_mesh(parallel.task_mesh(jax.devices()[:2])),
-        pytest.raises(ValueError, match="2 devices.*got 3"),
-    ):
+    with jax.set_mesh(parallel.task_mesh(jax.devices()[:2])):
         jax.eval_shape(trained.algorithm.update, trained.states[0].meta, tasks, jax.random.key(0))

@@ -66,14 +66,13 @@ def test_an_update_moves_toward_the_exact_adapted_parameters(enumerated):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_serial_is_a_loop_of_updates_on_as_many_tasks_as_devices(batched, state, moved, devices):
+def test_serial_is_a_loop_of_updates_on_one_task_on_any_number_of_devices(batched, state, moved, devices):
     tasks, key = small.sample_tasks(jax.random.key(1)), jax.random.key(2)
     with jax.set_mesh(parallel.task_mesh(jax.devices()[:devices])):
         update = jax.jit(batched.update)
         expected, metrics = state, []
-        keys = jax.random.split(key, small.NUM_TASKS // devices)
-        for index, one in enumerate(keys):
-            expected, found = update(expected, tasks[index * devices : (index + 1) * devices], one)
+        for index, one in enumerate(parallel.task_keys(key, small.NUM_TASKS)):
+            expected, found = update(expected, tasks[index : index + 1], one)
             metrics.append(found)
         ours, reported = jax.jit(make(serial=True).update)(state, tasks, key)
     small.assert_trees_close(

@@ -13,7 +13,7 @@ import scipy.stats
 
 from jmeta import parallel, policies, rollouts, tasks
 from jmeta.algorithms import rl2
-from jmeta.algorithms.memory.rl2 import with_advantages
+from jmeta.algorithms.memory.rl2 import _minibatches, with_advantages
 from jmeta.estimators.surrogates import PolicyGradientBatch
 from jmeta.optimizers import adam, trpo
 from jmeta.presets import preset
@@ -30,8 +30,10 @@ TAKEN = np.array([[1.0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
 # Discounted by a half, backwards, and once more where an episode ended early: 2, 1 + 2 / 2 = 2,
 # 2 + 2 / 4 = 2.5, 1 + 2.5 / 2 = 2.25; and 4, 2, 1 + 2 / 2 = 2, 2 / 4 = 0.5, 3 + 0.5 / 2 = 3.25.
 RETURNS = np.array([[2.25, 2.5, 2, 2, 0, 0], [3.25, 0.5, 2, 2, 4, 0]])
-MEAN = np.array([2.75, 1.5, 2, 2, 4, 0])  # over the trials that have the step
-SPREAD = np.sqrt((0.5**2 + 1 + 0.5**2 + 1) / 9)  # of the nine steps
+# Of the other trial from the same time on. The last step of the second trial is taken while the first waits for
+# the end, so it is compared with a return of 0.
+MEAN = np.array([[3.25, 0.5, 2, 2, 0, 0], [2.25, 2.5, 2, 2, 0, 0]])
+SPREAD = np.sqrt((1 + 2**2 + 1 + 2**2 + 4**2) / 9)  # of the nine steps
 
 
 def two_trials(value=0.0, reward=REWARD, lengths=EARLY):
@@ -375,12 +377,19 @@ def test_one_trial_has_none_to_be_compared_with():
         jax.eval_shape(algorithm.update, state, sampled(family, 1), jax.random.key(1))
 
 
-def test_minibatches_divide_the_tasks():
+def test_every_minibatch_needs_a_task():
     family, algorithm = make(minibatches=4)
-    with pytest.raises(ValueError, match="multiple of 4, for 1 devices and 4 minibatches, got 6"):
+    with pytest.raises(ValueError, match="tasks must be at least 4, .* the 4 minibatches needs one, got 3"):
         jax.eval_shape(
-            algorithm.update, algorithm.init(jax.random.key(0)), sampled(family, 6), jax.random.key(1)
+            algorithm.update, algorithm.init(jax.random.key(0)), sampled(family, 3), jax.random.key(1)
         )
+
+
+def test_minibatches_are_of_almost_equal_size():
+    places, weight = _minibatches(5, 3)
+    assert [places[row][weight[row] > 0].tolist() for row in range(3)] == [[0, 1], [2, 3], [4]]
+    places, weight = _minibatches(6, 3)
+    assert places.tolist() == [[0, 1], [2, 3], [4, 5]] and weight.all()
 
 
 def test_learns_to_explore():

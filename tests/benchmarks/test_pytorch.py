@@ -148,7 +148,7 @@ def test_the_advantages_of_episodes_are_jmetas(jmeta, collected, normalize, gae_
         value = jmeta_pg.baselines.linear_baseline(obs, returns, mask)
         gae = jax.vmap(lambda *x: advantages.gae(*x, discount=0.95, gae_lambda=gae_lambda))
         advantage, _ = gae(reward, value, jnp.zeros(len(obs)), ended, mask)
-        return advantages.normalize(advantage, mask) if normalize else advantage
+        return advantages.normalize(advantage, mask, scale=1.0) if normalize else advantage
 
     np.testing.assert_allclose(found, expected(batch.inputs.obs, reward, mask), rtol=2e-3, atol=2e-3)
 
@@ -227,7 +227,7 @@ def test_the_advantages_of_trials_are_jmetas():
         discount=0.9,
         gae_lambda=0.7,
     )
-    expected = advantages.normalize(steps.advantage, steps.mask)
+    expected = advantages.normalize(steps.advantage, steps.mask, scale=1.0)
     np.testing.assert_allclose(advantage, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(target, steps.target, rtol=1e-4, atol=1e-5)
 

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta.estimators.advantages import discounted_returns, gae, normalize
+from jmeta.estimators.advantages import (
+    discounted_returns,
+    gae,
+    has_signal,
+    normalize,
+    root_mean_square,
+)
 
 REWARD = jnp.array([1.0, 2.0, 3.0])
 ONES, NEVER = jnp.ones(3), jnp.zeros(3, bool)
@@ -77,19 +83,64 @@ def test_normalize_uses_the_masked_standard_deviation():
     advantage = jnp.array([[1.0, 3.0, 1000.0], [5.0, 7.0, -1000.0]])
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
     expected = np.array([[-3, -1, 0], [1, 3, 0]]) / np.sqrt(5)
-    np.testing.assert_allclose(normalize(advantage, mask), expected, atol=1e-5)
+    np.testing.assert_allclose(normalize(advantage, mask, scale=5.0), expected, atol=1e-5)
 
 
 def test_normalize_weighs_by_the_mask():
-    weighted = normalize(jnp.array([1.0, 5.0]), jnp.array([3.0, 1.0]))
-    repeated = normalize(jnp.array([1.0, 1.0, 1.0, 5.0]), jnp.ones(4))
+    weighted = normalize(jnp.array([1.0, 5.0]), jnp.array([3.0, 1.0]), scale=1.0)
+    repeated = normalize(jnp.array([1.0, 1.0, 1.0, 5.0]), jnp.ones(4), scale=1.0)
     np.testing.assert_allclose(weighted, repeated[-2:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("advantage", [jnp.zeros(4), jnp.full(4, 3.3)])
-def test_normalize_is_safe(advantage):
-    np.testing.assert_allclose(normalize(advantage, jnp.ones(4)), 0, atol=0.05)
-    np.testing.assert_array_equal(normalize(advantage, jnp.zeros(4)), 0)
+def test_equal_advantages_become_zero_and_have_finite_derivatives(advantage):
+    np.testing.assert_array_equal(normalize(advantage, jnp.ones(4), scale=0.0), 0)
+    np.testing.assert_array_equal(normalize(advantage, jnp.zeros(4), scale=1.0), 0)
+
+    def squares(advantage):
+        return jnp.square(normalize(advantage, jnp.ones(4), scale=0.0)).sum()
+
+    np.testing.assert_array_equal(jax.grad(squares)(advantage), 0)
+    np.testing.assert_array_equal(jax.hessian(squares)(advantage), 0)
+
+
+def test_differences_that_returns_round_away_are_no_signal():
+    tiny = jnp.array([0.0, 1e-3, -1e-3, 2e-3])
+    np.testing.assert_array_equal(normalize(tiny, jnp.ones(4), scale=1e3), 0)
+    assert np.abs(normalize(tiny, jnp.ones(4), scale=1.0)).max() > 1
+
+
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_normalize_knows_no_units(size):
+    advantage = jnp.array([1.0, 3.0, 5.0, 7.0])
+    expected = np.array([-3, -1, 1, 3]) / np.sqrt(5)
+    np.testing.assert_allclose(normalize(size * advantage, jnp.ones(4), scale=size), expected, rtol=1e-4)
+    found = root_mean_square(size * advantage, jnp.ones(4))
+    np.testing.assert_allclose(found / size, np.sqrt(21), rtol=1e-5)
+
+
+def test_root_mean_square_by_hand():
+    # sqrt((2 * 9 + 16) / 3); nothing has no size.
+    found = root_mean_square(jnp.array([3.0, -4.0, 100.0]), jnp.array([2.0, 1.0, 0.0]))
+    np.testing.assert_allclose(found, np.sqrt(34 / 3), rtol=1e-6)
+    assert root_mean_square(jnp.ones(3), jnp.zeros(3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("reward", "mask", "expected"),
+    [
+        ([[1.0, 2, 3], [1, 2, 3]], [[1, 1, 1], [1, 1, 1]], False),  # whatever was done, the same came of it
+        ([[1.0, 2, 3], [1, 2, 3.1]], [[1, 1, 1], [1, 1, 1]], True),
+        ([[0.0, 0, 0], [0, 0, 0]], [[1, 1, 1], [1, 1, 0]], False),
+        ([[1.0, 1, 1], [1, 1, 0]], [[1, 1, 1], [1, 1, 0]], True),  # the second ended early, and lost one
+        ([[1.0, 1, 1], [0, 0, 0]], [[1, 1, 1], [0, 0, 0]], False),  # nothing to compare with
+        ([[1.0, 1, 0]], [[1, 1, 0]], False),
+        ([[1.0, 1, 2]], [[1, 1, 1]], True),
+    ],
+)
+def test_rewards_that_are_all_the_same_are_no_signal(reward, mask, expected):
+    for size in (1e-20, 1.0, 1e20):
+        assert has_signal(size * jnp.array(reward), jnp.array(mask, float)) == expected
 
 
 def test_ranks_are_checked():
