@@ -52,13 +52,8 @@ def start(*shared: tuple[int, int]) -> None:
 
     Args:
       *shared: numbers of tasks, and of the minibatches that each device has a part of.
-
-    Raises:
-      ValueError: the devices cannot share them: other than cores, or too few in a minibatch.
     """
-    import jax
-
-    from jmeta import parallel, runtime
+    from jmeta import runtime
 
     runtime.configure(num_tasks=math.gcd(*(tasks // minibatches for tasks, minibatches in shared)))
 

@@ -22,10 +22,10 @@ def linear_baseline(obs: Array, returns: Array, mask: Array) -> Array:
     The prediction is the mean return of other episodes at the same time step, plus a linear function of how
     the observation o differs from theirs at that time, in the features [o, o^2] of Duan et al. 2016
     (Benchmarking Deep RL). The episodes are divided into up to five folds, and the values of a fold are
-    fitted to the other folds (cross-fitting). So no value depends on the rewards of its own episode: the baseline
-    leaves the policy gradient unbiased, except for two shared factors (below), and it cannot explain returns
-    merely by having many features. Where the observation is too long for the number of samples, the features
-    are those of a random projection of it.
+    fitted to the other folds (cross-fitting). So no value depends on the rewards of its own episode: the
+    baseline leaves the policy gradient unbiased, except for two shared factors (below), and it cannot explain
+    returns merely by having many features. Where the observation is too long for the number of samples, the
+    features are those of a random projection of it.
 
     Both parts are shrunk by a factor in [0, 1] that is shared by all episodes of the task, with which they
     fit best: a part that predicts nothing is left out, so that the baseline is never worse than none.

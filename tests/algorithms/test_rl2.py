@@ -30,8 +30,8 @@ TAKEN = np.array([[1.0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0]])
 # Discounted by a half, backwards, and once more where an episode ended early: 2, 1 + 2 / 2 = 2,
 # 2 + 2 / 4 = 2.5, 1 + 2.5 / 2 = 2.25; and 4, 2, 1 + 2 / 2 = 2, 2 / 4 = 0.5, 3 + 0.5 / 2 = 3.25.
 RETURNS = np.array([[2.25, 2.5, 2, 2, 0, 0], [3.25, 0.5, 2, 2, 4, 0]])
-# Of the other trial from the same time on. The last step of the second trial is taken while the first waits for
-# the end, so it is compared with a return of 0.
+# Of the other trial from the same time on. The last step of the second trial is taken while the first waits
+# for the end, so it is compared with a return of 0.
 MEAN = np.array([[3.25, 0.5, 2, 2, 0, 0], [2.25, 2.5, 2, 2, 0, 0]])
 SPREAD = np.sqrt((1 + 2**2 + 1 + 2**2 + 4**2) / 9)  # of the nine steps
 

@@ -71,7 +71,7 @@ def test_equal_returns_are_explained_whatever_their_course(num_episodes):
 
 
 def test_the_mean_is_that_of_the_other_episodes_and_the_last_one_where_there_are_none():
-    """Two episodes without observations: each is predicted by the other, and the longer one beyond its end."""
+    """Of two episodes without observations each is predicted by the other."""
     returns, mask = jnp.array([[6.0, 4.0, 0.0], [6.0, 4.0, 2.0]]), jnp.array([[1.0, 1, 0], [1, 1, 1]])
     values = linear_baseline(jnp.zeros((2, 3, 1)), returns, mask)
     # Shrunk by the factor with which [6 4; 6 4 4] fits [6 4; 6 4 2] best, (2 * 52 + 8) / (2 * 52 + 16).
