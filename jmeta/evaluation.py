@@ -60,7 +60,7 @@ def evaluate(
       family: the tasks.
       params: meta-parameters.
       key: consumed; tasks and episodes are fresh for a fresh key.
-      num_tasks: fresh tasks; a multiple of the devices of the mesh that is set.
+      num_tasks: fresh tasks, shared by the devices of the mesh that is set.
       num_steps: k, adaptation steps, as `adaptation_steps` takes it.
       num_episodes: episodes after the last step.
       heldout: draw from the family's held-out split.

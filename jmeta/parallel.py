@@ -44,12 +44,27 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def agree(number: int) -> None:
     """Waits for the other processes; raises RuntimeError unless all have the same number."""
+    low, high = _extremes(number)
+    if low != high:
+        raise RuntimeError(f"the processes do not agree: one has {low}, another {high}")
+
+
+def any_process(flag: bool) -> bool:
+    """Whether any process says so. If there are several, each asks, and waits for the others."""
+    return flag if jax.process_count() == 1 else bool(_extremes(flag)[1])
+
+
+def _extremes(number: int) -> tuple[Array, Array]:
+    """The smallest and the largest number that any process has."""
     mesh = task_mesh()
     own = np.full(mesh.local_mesh.size, number, np.int32)
     numbers = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec(AXIS)), own)
-    low, high = jax.jit(lambda x: (x.min(), x.max()))(numbers)
-    if low != high:
-        raise RuntimeError(f"the processes do not agree: one has {low}, another {high}")
+    return _min_and_max(numbers)
+
+
+@jax.jit
+def _min_and_max(numbers: Array) -> tuple[Array, Array]:
+    return numbers.min(), numbers.max()
 
 
 def num_devices() -> int:

@@ -53,7 +53,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
         "training": {"iterations": 1000, "log_every": 100, "checkpoint_every": 100},
     },
     "sinusoid": {
-        # Those of the published code, but for its 70,000 iterations of 25 tasks: two devices cannot share 25.
+        # Those of the published code, except its 70,000 iterations of 25 tasks: two devices share 24 evenly.
         # (The paper says 0.01 for the inner step; ten such steps diverge on a few sines in a thousand.)
         "algorithm": {
             "inner": "supervised",

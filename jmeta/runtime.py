@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pathlib
 import re
@@ -26,7 +27,8 @@ def configure(*, num_tasks: int | None = None) -> None:
     `JAX_DEFAULT_MATMUL_PRECISION`, `JAX_COMPILATION_CACHE_DIR`) or in `jax.config`, is left as it is.
 
     Args:
-      num_tasks: if given, take as many cores as divide this number of tasks.
+      num_tasks: how many tasks the devices will share. If given, no more cores are taken than make a
+        difference to the largest number of tasks that one of them has.
 
     Raises:
       RuntimeError: if JAX has already started its devices.
@@ -123,7 +125,8 @@ def _num_cores() -> int:
 
 
 def _num_cpu_devices(num_cores: int, num_tasks: int | None) -> int:
-    """The largest number of devices, at most one a core, that divides `num_tasks`."""
+    """One device a core, except those whose tasks the others could take without having more than before."""
     if num_tasks is None:
         return num_cores
-    return max(n for n in range(1, num_cores + 1) if num_tasks % n == 0)
+    most = math.ceil(num_tasks / num_cores)
+    return math.ceil(num_tasks / most)

@@ -136,7 +136,8 @@ def test_default_run_folders_are_fresh(empty_folder):
 
 def configured(words):
     names, rest = words.split()[:2], words.split()[2:]
-    return train._configure_run(*names, rest)[:2]
+    config, options = train._configure_run(*names, rest)
+    return config, options.run_dir
 
 
 def test_flags_reach_every_part_of_the_configuration():
@@ -243,8 +244,6 @@ def test_list_names_everything(capsys):
             "train maml point-goal --log-every 3",
             "checkpoint_every must be a multiple of log_every=3, got 50",
         ),
-        ("train maml point-goal --tasks 5", "2 devices that share them, got 5"),
-        ("train rl2 grid-goal --tasks 20", "multiple of 8, for 2 devices and 4 minibatches, got 20"),
         (
             "train maml point-goal --policy snail --policy.max-steps 50",
             "max_steps of the policy must be at least 100, got 50",
@@ -296,12 +295,11 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, message, empty_folder, 
         ("train maml point-goal --run-dir {run}", "already exists"),
         ("train --resume --run-dir {run} maml point-goal", "unknown|surplus|unrecognized"),
         ("train scratch point-goal --resume --run-dir {run}", "is of maml point-goal, not of scratch"),
-        ("evaluate {run} --tasks 5", "2 devices that share them, got 5"),
         ("evaluate {run} --tasks -2", "got -2"),
-        ("evaluate {run} --steps -1", "--steps must be at least 0, not -1"),
-        ("evaluate {run} --episodes 0", "--episodes must be at least 1, not 0"),
-        ("evaluate {run} --seed -1", "--seed must be at least 0, not -1"),
-        ("evaluate {run} --seed 99999999999999999999", "--seed must be below 2147483648, not 9999"),
+        ("evaluate {run} --steps -1", "--steps must be at least 0, got -1"),
+        ("evaluate {run} --episodes 0", "--episodes must be at least 1, got 0"),
+        ("evaluate {run} --seed -1", "--seed must be at least 0, got -1"),
+        ("evaluate {run} --seed 99999999999999999999", "--seed must be below 2147483648, got 9999"),
     ],
 )
 def test_a_mistake_leaves_a_run_as_it_is(words, message, trained, capsys):
@@ -380,13 +378,14 @@ def test_a_family_without_heldout_tasks_says_so(empty_folder, capsys):
     assert "half-cheetah-direction has no held-out tasks" in capsys.readouterr().err
 
 
-def test_the_task_count_is_fitted_to_the_cores_unless_given(monkeypatch):
+def test_no_more_cores_are_taken_than_have_tasks(monkeypatch):
     seen = []
-    monkeypatch.setattr("jmeta.runtime.configure", lambda num_tasks: seen.append(num_tasks))
-    start.start_jax(20, every_core=False)
-    start.start_jax(20, every_core=True)
-    start.start_jax(64, every_core=False, minibatches=4)  # every device has a part of every minibatch
-    assert seen == [20, None, 16]
+    monkeypatch.setattr("jmeta.runtime.configure", lambda num_tasks=None: seen.append(num_tasks))
+    monkeypatch.setattr("jmeta.runtime.connect", lambda *addresses, heartbeat_timeout: None)
+    start.start_jax(20)
+    start.start_jax(64, minibatches=4)  # every device has a part of every minibatch
+    start.start_jax(20, processes=start.Processes(distributed=True))  # it counts the cores of the others too
+    assert seen == [20, 16, None]
 
 
 # -- as a user runs it --------------------------------------------------------------------------------

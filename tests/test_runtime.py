@@ -63,7 +63,7 @@ def test_a_variable_that_is_no_number_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("cores", "tasks", "devices"),
-    [(2, 20, 2), (8, 20, 5), (16, 20, 10), (4, 7, 1), (64, 20, 20), (6, None, 6)],
+    [(2, 20, 2), (8, 20, 7), (16, 20, 10), (4, 7, 4), (4, 5, 3), (64, 20, 20), (6, 1, 1), (6, None, 6)],
 )
-def test_as_many_devices_as_divide_the_tasks(cores, tasks, devices):
+def test_as_many_devices_as_make_a_difference(cores, tasks, devices):
     assert runtime._num_cpu_devices(cores, tasks) == devices

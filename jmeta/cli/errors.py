@@ -24,21 +24,22 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def user_errors(hint: str = "") -> Iterator[None]:
-    """Turns bad values and files into errors for the user to correct.
+def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError), hint: str = "") -> Iterator[None]:
+    """Turns exceptions into errors for the user to correct.
 
     Args:
-      hint: what to do about it, if there is anything to say beside the error itself.
+      kinds: of exceptions; by default bad values and everything that the system refuses, such as files.
+      hint: the end of the message.
     """
     try:
         yield
     except BrokenPipeError:  # nobody reads the output any more: see `main`
         raise
-    except (ValueError, OSError) as error:
+    except kinds as error:
         raise UserError(f"{_reason(error)}{hint}") from error
 
 
-def _reason(error: ValueError | OSError) -> str:
+def _reason(error: Exception) -> str:
     """The message of an error; of one that the system reports, without its number."""
     if isinstance(error, OSError) and error.strerror:
         path = "" if error.filename is None else f"{error.filename!r}: "

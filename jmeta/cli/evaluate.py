@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from jmeta.cli.errors import user_errors
-from jmeta.cli.flags import parse, value_of
+from jmeta.cli.flags import parse
 from jmeta.cli.start import start_jax
 
 
@@ -21,7 +21,7 @@ class Evaluate:
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Folder of a run."""
     tasks: int = 100
-    """Fresh tasks, a multiple of the devices."""
+    """Fresh tasks."""
     steps: int | None = None
     """Adaptation steps; default 3. Of a policy with a memory, episodes; default all but the trial's last."""
     episodes: int = 20
@@ -45,15 +45,15 @@ def main(argv: list[str]) -> None:
         from jmeta.runs.files import write_json
         from jmeta.runs.folder import RunFolder
 
-        for name, least in (("steps", 0), ("episodes", 1), ("seed", 0)):
-            if (getattr(flags, name) or 0) < least:
-                raise ValueError(f"--{name} must be at least {least}, not {getattr(flags, name)}")
+        for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1), ("seed", 0)):
+            if (value := getattr(flags, name)) is not None and value < least:
+                raise ValueError(f"--{name} must be at least {least}, got {value}")
         if flags.seed >= SEED_LIMIT:
-            raise ValueError(f"--seed must be below {SEED_LIMIT}, not {flags.seed}")
+            raise ValueError(f"--seed must be below {SEED_LIMIT}, got {flags.seed}")
         run = RunFolder.open(flags.run_dir)
         if run.latest_checkpoint() is None:
             raise ValueError(f"run folder {flags.run_dir!r} has no checkpoint yet")
-        start_jax(flags.tasks, value_of("--tasks", argv) is not None)
+        start_jax(flags.tasks)
         family, _, algorithm = build(run.config)
         if flags.split == "heldout" and family.sample_heldout is family.sample:
             raise ValueError(f"{family.name} has no held-out tasks; use --split train")

@@ -44,6 +44,7 @@ class Training:
       seed: of everything random in the run, below 2**31.
       log_every: meta-iterations in one compiled chunk, after which metrics are written.
       checkpoint_every: meta-iterations between checkpoints, a multiple of `log_every`.
+      evaluate_every: meta-iterations between evaluations, a multiple of `log_every`; None evaluates nothing.
     """
 
     iterations: int
@@ -51,19 +52,19 @@ class Training:
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 50
+    evaluate_every: int | None = None
 
     def __post_init__(self) -> None:
         """Checks types and ranges; raises ValueError."""
         for name, value in dataclasses.asdict(self).items():
-            to_json_value(value, int, name)
+            to_json_value(value, int | None if name == "evaluate_every" else int, name)
         for name, least in (("iterations", 0), ("num_tasks", 1), ("seed", 0), ("log_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
-            raise ValueError(
-                f"checkpoint_every must be a multiple of log_every={self.log_every},"
-                f" got {self.checkpoint_every}"
-            )
+        for name in ("checkpoint_every", "evaluate_every"):
+            every = getattr(self, name)
+            if every is not None and (every < 1 or every % self.log_every):
+                raise ValueError(f"{name} must be a multiple of log_every={self.log_every}, got {every}")
 
 
 @dataclasses.dataclass(frozen=True)

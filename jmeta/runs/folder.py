@@ -4,6 +4,7 @@ config.json        everything that rebuilds the run; written last, so a folder w
 environment.json   what it ran on
 metrics.jsonl      one line per iteration: deterministic values only
 timings.jsonl      wall-clock times of the same iterations
+evaluations.jsonl  one line per evaluation while training: deterministic values only
 checkpoints/       see `jmeta.runs.checkpoints`
 best.json          which checkpoint had the highest return on held-out tasks, and that return
 evaluation.json    the last evaluation
@@ -106,6 +107,11 @@ class RunFolder:
             raise DamagedRunError(f"run folder {str(path)!r} is damaged: {reason}") from error
         return cls(path, config)
 
+    def write_config(self) -> None:
+        """Replaces the configuration on the disk by this one, for instance to train longer."""
+        if jax.process_index() == 0:
+            files.write_atomically(self.path / "config.json", self.config.to_json().encode())
+
     # -- records
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -115,6 +121,14 @@ class RunFolder:
     def append_timings(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Appends records {"iteration": ..., time or speed: value}."""
         self._append("timings.jsonl", records)
+
+    def append_evaluations(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Appends records {"iteration": ..., value of an evaluation: ...}; values are deterministic."""
+        self._append("evaluations.jsonl", records)
+
+    def read_evaluations(self) -> list[dict[str, Any]]:
+        """All records of evaluations while training; see `read_metrics`."""
+        return [record for record, _ in _records(self.path / "evaluations.jsonl")]
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All metrics records, NaN for null; a last line that was cut off while being written is left out.
@@ -221,7 +235,7 @@ class RunFolder:
         Raises:
           DamagedRunError: it cannot go on from any checkpoint. Nothing is changed.
         """
-        metrics, timings = self.path / "metrics.jsonl", self.path / "timings.jsonl"
+        metrics = self.path / "metrics.jsonl"
         ends, problem = _numbered(metrics)
         logged = len(ends) - 1
         holds = problem or f"metrics.jsonl holds {logged} iterations"
@@ -246,10 +260,12 @@ class RunFolder:
         elif logged > restored + checkpoint_every and not notes:
             notes.append(f"{holds}, but the newest checkpoint is of iteration {restored}")
         forget_best = self._outdated_best(restored, notes)
-        timings_end = self._end_of_timings(timings, restored, notes)
+        cuts = [(metrics, ends[restored])]
+        for name in ("timings.jsonl", "evaluations.jsonl"):
+            cuts.append((self.path / name, self._end_of_records(name, restored, notes)))
         if jax.process_index() == 0:
             self._remove_temporaries()
-            for path, end in ((metrics, ends[restored]), (timings, timings_end)):
+            for path, end in cuts:
                 if path.exists():
                     files.truncate(path, end)
             if forget_best:
@@ -300,16 +316,16 @@ class RunFolder:
             return True
         return best is not None and best.iteration > iteration
 
-    def _end_of_timings(self, path: pathlib.Path, iteration: int, notes: list[str]) -> int:
-        """How many bytes of the timings are whole records up to an iteration."""
+    def _end_of_records(self, name: str, iteration: int, notes: list[str]) -> int:
+        """How many bytes of a file are whole records up to an iteration."""
         end = 0
         try:
-            for record, end_of_line in _records(path):
+            for record, end_of_line in _records(self.path / name):
                 if record["iteration"] > iteration:
                     break
                 end = end_of_line
-        except _DamagedLineError as error:  # nothing depends on times
-            notes.append(f"{error}; the times from there on are dropped")
+        except _DamagedLineError as error:  # the run itself does not depend on them
+            notes.append(f"{error}; the records from there on are dropped")
         return end
 
     def _append(self, name: str, records: Iterable[Mapping[str, Any]]) -> None:

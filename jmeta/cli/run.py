@@ -1,0 +1,154 @@
+"""What every process of a run does: build, train, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import shlex
+import signal
+from typing import Literal
+
+import jax
+
+from jmeta import training
+from jmeta.cli.errors import Stopped, user_errors
+from jmeta.cli.output import console
+from jmeta.cli.signals import StopRequests
+from jmeta.cli.start import Processes, start_jax
+from jmeta.reporting.progress import ProgressReporter, warning
+from jmeta.runs.config import RunConfig, build
+from jmeta.runs.files import local_path
+from jmeta.runs.folder import Restored, RunFolder
+from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint of another run, from whose parameters a run starts."""
+
+    path: pathlib.Path
+    which: int | Literal["last", "best"]
+
+    @classmethod
+    def parse(cls, text: str) -> Source:
+        """Reads RUN, RUN@last, RUN@best or RUN@ITERATION; the folder RUN may have an @ in its name.
+
+        Raises:
+          ValueError: it is none of these.
+        """
+        folder, at, which = text.rpartition("@")
+        if not at or local_path(text).exists():
+            return cls(local_path(text), "last")
+        if not re.fullmatch(r"last|best|\d{1,10}", which, re.ASCII):
+            raise ValueError(f"--init-from must be RUN, RUN@last, RUN@best or RUN@ITERATION, got {text!r}")
+        return cls(local_path(folder), int(which) if which.isdecimal() else which)  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+      path: the run folder.
+      config: what to train; of a run that is resumed, with the number of iterations that it has from now on.
+      processes: how many there are and how they meet.
+      resumed: whether the run folder exists.
+      source: where the parameters come from, if not from the algorithm.
+    """
+
+    path: pathlib.Path
+    config: RunConfig
+    processes: Processes
+    resumed: bool
+    source: Source | None = None
+
+    def absolute(self) -> Request:
+        """The same for a process in another folder."""
+        source = self.source and dataclasses.replace(self.source, path=self.source.path.absolute())
+        return dataclasses.replace(self, path=self.path.absolute(), source=source)
+
+
+def train_run(request: Request) -> None:
+    """Trains, shows the progress, and says how to go on if it ends early."""
+    settings = request.config.training
+    hint = f"jmeta train --resume --run-dir {shlex.quote(str(request.path))}"
+    with contextlib.ExitStack() as held:
+        with user_errors():
+            family, algorithm = _build(request.config, request.processes)
+            state = (
+                None if request.source is None else _initial_state(request.source, algorithm, settings.seed)
+            )
+            if request.resumed:
+                run = RunFolder(request.path, request.config)
+            else:
+                run = RunFolder.create(request.path, request.config)
+            held.enter_context(run.lock)
+            done, start, notes = Restored(0, None, ())
+            if request.resumed:
+                done, start, notes = training.resume(run, algorithm, settings.checkpoint_every)
+                _prolong(run, done)
+            if start is None:
+                start = training.begin(algorithm, settings, run=run, state=state)
+        out = console(stderr=True, quiet=jax.process_index() > 0)
+        out.print(f"run folder: {run.path}", soft_wrap=True)
+        if notes:
+            out.print(f"going on from iteration {done}: {'; '.join(notes)}", soft_wrap=True)
+        if request.resumed and done == settings.iterations:
+            out.print(f"all {done} iterations are done; --iterations trains on", soft_wrap=True)
+
+        def answer() -> None:
+            out.print("stopping after the iterations that are running; a second signal ends at once")
+
+        def restore_terminal() -> None:
+            out.show_cursor(True)
+
+        stop = StopRequests(answer, restore_terminal)
+        report = ProgressReporter(out, settings.iterations, settings.num_tasks)
+        try:
+            with user_errors((OSError,), hint=f"; when that is mended, go on with: {hint}"), stop, report:
+                state = training.train_from(
+                    start, algorithm, family, settings, run=run, callback=report, stop=stop
+                ).meta
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"go on with: {hint}") from None
+        if int(state.step) < settings.iterations:
+            word = "interrupted" if stop.signum == signal.SIGINT else "terminated"
+            raise Stopped(f"{word}; go on with: {hint}", stop.signum or signal.SIGTERM)
+        out.print(f"evaluate it with: jmeta evaluate {shlex.quote(str(run.path))}", soft_wrap=True)
+        problem = warning(run.read_metrics(), settings.num_tasks)
+        if problem is None and report.warning is not None:
+            problem = f"since the last report, {report.warning}"
+        if problem is not None:
+            out.print(f"warning: {problem}", soft_wrap=True)
+
+
+def _build(config: RunConfig, processes: Processes) -> tuple[TaskFamily, MetaAlgorithm]:
+    """Starts JAX and builds a configuration; raises ValueError for whatever could not run."""
+    minibatches = max(1, config.algorithm.get("minibatches", 1))
+    start_jax(config.training.num_tasks, minibatches, processes)
+    family, _, algorithm = build(config)
+    return family, algorithm
+
+
+def _initial_state(source: Source, algorithm: MetaAlgorithm, seed: int) -> MetaState:
+    """The first state of a run that starts from the parameters of another one."""
+    run = RunFolder.open(source.path)
+    *_, other = build(run.config)
+    _, found, _ = training.restore(run, other, source.which)
+    state = training.initial_state(algorithm, seed).meta
+    try:
+        training.check_shapes("params", found.meta.params, state.params)
+    except ValueError as error:
+        raise ValueError(f"--init-from {str(source.path)!r} has other parameters: {error}") from error
+    return state._replace(params=found.meta.params)
+
+
+def _prolong(run: RunFolder, done: int) -> None:
+    """Keeps the number of iterations that a run has from now on, now that it is certain to go on."""
+    iterations = run.config.training.iterations
+    if iterations < done:
+        raise ValueError(f"--iterations must be at least {done}, which the run has done, got {iterations}")
+    if run.config != RunFolder.open(run.path).config:
+        run.write_config()
