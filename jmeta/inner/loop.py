@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import optax
 
-from jmeta.types import Adapted, AdaptInfo, Array, InnerLoop, Key, Params, Policy, PyTree, Task
+from jmeta.types import Adapted, AdaptInfo, Array, InnerLoop, Key, Metrics, Params, Policy, PyTree, Task
 
 Gradient = Callable[[Params, PyTree], Params]  # params, data -> gradient with respect to params
 DIFFERENTIATIONS = ("mixed", "reverse", "rematerialized")
@@ -21,12 +21,14 @@ class Learner(NamedTuple):
       collect: (adapted, task, key) -> N episodes of the adapted policy, as data.
       gradient: (params, batch) -> what a step of adaptation descends, like params.
       loss: (params, batch) -> [] what the outer loop minimises, on episodes of the adapted policy.
+      report: (batch) -> metrics [] of one task's episodes after adaptation.
       conservative: whether `gradient` is the gradient of a scalar, so that its Jacobian is symmetric.
     """
 
     collect: Callable[[Adapted, Task, Key], PyTree]
     gradient: Gradient
     loss: Callable[[Params, PyTree], Array]
+    report: Callable[[PyTree], Metrics] = lambda batch: {}
     conservative: bool = True
 
 

@@ -19,6 +19,7 @@ from jmeta.types import (
     Array,
     InnerLoop,
     Key,
+    Metrics,
     Params,
     Policy,
     PolicyInput,
@@ -237,7 +238,26 @@ def learner(
     def gradient(params: Params, batch: PolicyGradientBatch) -> Params:
         return jax.grad(on(loss))(params, weigh_by_length(batch, terminates))
 
-    return Learner(source.collect, gradient, on(outer_loss))
+    def report(batch: PolicyGradientBatch) -> Metrics:
+        if others["baseline"] == "none":
+            return {}
+        return {"explained_variance": explained_variance(batch, others["discount"])}
+
+    return Learner(source.collect, gradient, on(outer_loss), report)
+
+
+def explained_variance(batch: PolicyGradientBatch, discount: float | Array) -> Array:
+    """Share of the variance of one task's returns that the baseline explains, [].
+
+    The linear baseline predicts every episode from others, so for it this is a figure out of sample. It may be
+    negative where there is nothing to predict, and is 0 where returns do not vary.
+    """
+    returns = returns_to_go(batch, discount)
+    taken = (batch.mask > 0).astype(returns.dtype)
+    mean = jnp.sum(taken * returns) / jnp.maximum(jnp.sum(taken), 1)
+    spread = advantages.root_mean_square(returns - mean, taken)
+    error = advantages.root_mean_square(returns - batch.value, taken)
+    return jnp.where(spread > 0, 1 - jnp.square(error / jnp.where(spread > 0, spread, 1)), 0)
 
 
 def unroll(policy: Policy, params: Params, inputs: PolicyInput) -> PolicyOutput:

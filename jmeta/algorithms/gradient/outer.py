@@ -91,7 +91,8 @@ def assemble(
       inner: what is learned from, a name in `jmeta.inner.REGISTRY`. Surrogates, `gae_lambda`, `baseline` and
         `normalize_advantages` are for "policy-gradient" alone; "supervised" does not discount.
       num_inner_steps: K, adaptation steps in training, fresh episodes for each.
-      inner_learning_rate: step size of the inner optimiser.
+      inner_learning_rate: step size of the inner optimizer. The gradient of a policy-gradient step is a mean
+        over the steps that episodes take, so this number means the same whatever the horizon is.
       inner_optimizer: step size -> optimiser of the inner step.
       num_episodes: N, episodes of one task before each inner step, and again after the last.
       first_order: drop the Hessian of the inner steps (FOMAML).
@@ -276,8 +277,10 @@ def algorithm(
         )
         (_, kl), _ = mean(loss_and_kl, params, collected, extra)
         first = {name: values[0] for name, values in metrics.items()}
-        metrics = first | returns(parts, batch) | {"tasks_lost": metrics["tasks_lost"].max()} | report(params)
-        metrics |= {"kl": kl, "skipped": opt_state.skipped}
+        reported = jax.vmap(parts.learner.report)(collected.post)
+        reported = jax.tree.map(lambda x: (batch.kept * x).sum() / batch.kept.sum(), reported)
+        metrics = first | returns(parts, batch) | {"tasks_lost": metrics["tasks_lost"].max()} | reported
+        metrics |= report(params) | {"kl": kl, "skipped": opt_state.skipped}
         post = collected.post
         kept = jax.lax.expand_dims(batch.kept, range(1, post.mask.ndim))
         params = policy.observe(params, post.inputs.obs, kept * post.mask)

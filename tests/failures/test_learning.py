@@ -1,0 +1,253 @@
+"""Learning that used to go wrong without a word."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jmeta import algorithms, parallel, policies, tasks
+from jmeta.algorithms.memory.rl2 import with_advantages
+from jmeta.envs.point_mass import point_mass
+from jmeta.estimators import PolicyGradientBatch
+from jmeta.inner import policy_gradient
+from jmeta.types import (
+    Adapted,
+    Continuous,
+    Discrete,
+    Env,
+    EnvSpec,
+    PolicyInput,
+    Rollout,
+    TaskFamily,
+    TimeStep,
+)
+from tests import small
+
+HORIZON = 5
+
+
+def point(reward, *, horizon=HORIZON, terminated=None):
+    """A point in the plane whose task is a number in [0, 1]."""
+    env = point_mass(horizon=horizon, reward=reward, terminated=terminated)
+    return TaskFamily("point", env, jax.random.uniform, jax.random.uniform)
+
+
+def make(name, family, **options):
+    """A tiny algorithm; arguments that it does not have are left out."""
+    policy = policies.mlp(family.env.spec, hidden=(4,), critic=name == "rl2")
+    settings = {"optimizer": optax.sgd(0.1), "num_episodes": 3, "epochs": 1, "minibatches": 1} | options
+    factory = algorithms.REGISTRY[name]
+    known = inspect.signature(factory).parameters
+    return factory(family, policy, **{key: value for key, value in settings.items() if key in known})
+
+
+def first_step(family, num_episodes=4, **options):
+    """The largest change of a parameter by one inner step on one task."""
+    algorithm = make("maml", family, num_episodes=num_episodes, **options)
+    params = algorithm.init(jax.random.key(0)).params
+    adapted, _ = jax.jit(lambda key: algorithm.adapt(params, 0.5, key, 1))(jax.random.key(1))
+    changes = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), adapted.params, params)
+    return max(float(change) for change in jax.tree.leaves(changes))
+
+
+# -- batches without a signal -------------------------------------------------------------------------
+
+
+def test_a_batch_without_any_reward_is_learned_from_without_skipping():
+    family = tasks.sparse_point_goal(horizon=HORIZON)  # the goal is out of reach
+    algorithm = make("meta-gradient", family)
+    state = algorithm.init(jax.random.key(0))
+    batch = jax.vmap(family.sample)(jax.random.split(jax.random.key(1), 4))
+    new, metrics = jax.jit(algorithm.update)(state, batch, jax.random.key(2))
+    assert metrics["skipped"] == 0 and metrics["tasks_lost"] == 0
+    assert np.isfinite(metrics["gradient_norm"])
+
+
+@pytest.mark.parametrize("reward", [1.0, -1000.0, 0.0])
+@pytest.mark.parametrize("baseline", ["linear", "none"])
+def test_equal_returns_give_no_step(reward, baseline):
+    family = point(lambda position, task: jnp.asarray(reward))
+    assert first_step(family, baseline=baseline) == 0
+
+
+def test_a_reward_that_differs_a_little_is_a_signal_of_the_same_size():
+    steps = [
+        first_step(point(lambda position, task, size=size: 1 + size * position[0])) for size in (1.0, 1e-2)
+    ]
+    np.testing.assert_allclose(steps[1], steps[0], rtol=0.05)
+
+
+def test_trials_with_equal_rewards_have_no_advantage():
+    length, num = 6, 4
+    zeros = jnp.zeros((num, length))
+    reward = jnp.tile(jnp.array([1.0, 2, 0, 1, 1, 3]), (num, 1))
+    trials = Rollout(
+        inputs=PolicyInput(
+            zeros[..., None], zeros[..., None], zeros, zeros > 0, (zeros + jnp.arange(6)) == 0
+        ),
+        action=zeros.astype(int),
+        log_prob=zeros,
+        reward=reward,
+        terminated=zeros > 0,
+        mask=zeros + 1,
+        value=jax.random.normal(jax.random.key(0), (num, length)),
+        last_obs=zeros[:, :1, None],
+        last_value=zeros[:, :1],
+    )
+    options = {"horizon": length, "discount": 0.9, "gae_lambda": 0.5, "normalize_advantages": True}
+    np.testing.assert_array_equal(with_advantages(trials, **options).advantage, 0)
+    varied = trials._replace(reward=reward.at[0, 2].add(0.1))
+    assert np.abs(with_advantages(varied, **options).advantage).max() > 0.5
+
+
+# -- tasks that explode -------------------------------------------------------------------------------
+
+
+def exploding(where):
+    """A point task in `where` gets a NaN reward and terminates."""
+
+    def reward(position, task):
+        return jnp.where(where(task), jnp.nan, -jnp.square(position - task).sum())
+
+    return point(reward, terminated=lambda position, task: where(task))
+
+
+@pytest.mark.parametrize("name", ["maml", "e-maml", "promp", "reptile", "es-maml", "rl2"])
+def test_the_others_are_learned_from_as_if_an_exploding_task_were_not_there(name):
+    family = exploding(lambda task: task > 0.9)
+    algorithm = make(name, family, num_perturbations=2)
+    state = algorithm.init(jax.random.key(0))
+    healthy, update = jnp.linspace(0, 0.8, 4), jax.jit(algorithm.update)
+    expected, before = update(state, healthy, jax.random.key(1))
+    found, metrics = update(state, jnp.append(healthy, jnp.array([1.0, 0.95])), jax.random.key(1))
+    assert (before["tasks_lost"], metrics["tasks_lost"]) == (0, 2)
+    assert metrics["skipped"] == 0
+    small.assert_trees_close(found.params, expected.params, rtol=1e-4, atol=1e-5)
+    assert all(np.isfinite(value).all() for value in metrics.values())
+    for metric in ("return_before", "return_after", "loss"):
+        if metric in metrics:
+            np.testing.assert_allclose(metrics[metric], before[metric], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["maml", "rl2"])
+def test_an_update_without_any_healthy_task_is_skipped_and_counted(name):
+    algorithm = make(name, exploding(lambda task: task > -1))
+    state = algorithm.init(jax.random.key(0))
+    new, metrics = jax.jit(algorithm.update)(state, jnp.linspace(0, 1, 3), jax.random.key(1))
+    assert metrics["tasks_lost"] == 3 and metrics["skipped"] == 1
+    small.assert_trees_close(new.params, state.params)
+
+
+def test_observation_statistics_know_nothing_of_an_exploding_task():
+    def observed(task):
+        family = exploding(lambda task: task > 0.9)
+        policy = policies.mlp(family.env.spec, hidden=(4,), normalize_observations=True)
+        algorithm = algorithms.maml(family, policy, optimizer=optax.sgd(0.0), num_episodes=2)
+        state = algorithm.init(jax.random.key(0))
+        new, _ = jax.jit(algorithm.update)(state, jnp.array([0.3, task]), jax.random.key(1))
+        return new.params.statistics.num
+
+    assert observed(1.0) == observed(0.4) / 2
+
+
+# -- baselines ----------------------------------------------------------------------------------------
+
+
+def test_a_baseline_of_many_features_does_not_explain_the_signal_away():
+    """The step with the baseline points where the step of an exact advantage does."""
+    size, num_episodes, horizon = 784, 20, 10
+
+    def timestep(key, reward):
+        return TimeStep(jax.random.normal(key, (size,)), reward, jnp.array(False))
+
+    env = Env(
+        lambda key, task: (jnp.zeros(()), timestep(key, jnp.zeros(()))),
+        lambda key, state, action, task: (state, timestep(key, action[0])),
+        EnvSpec(size, Continuous(1), horizon, terminates=False),
+    )
+    family = TaskFamily("wide", env, jax.random.uniform, jax.random.uniform)
+    policy = policies.mlp(env.spec, hidden=(4,))
+    params = policy.init(jax.random.key(0))
+
+    def step(baseline):
+        learner = policy_gradient.learner(
+            family,
+            policy,
+            surrogate="ratio",
+            outer_surrogate="ratio",
+            num_episodes=num_episodes,
+            discount=0.0,  # the reward of a step is its action: all that is to be learned from
+            gae_lambda=1.0,
+            baseline=baseline,
+            normalize_advantages=True,
+        )
+
+        def gradient(key):
+            return learner.gradient(params, learner.collect(Adapted(params, ()), 0.5, key))
+
+        leaves = jax.tree.leaves(jax.jit(gradient)(jax.random.key(1)))
+        return np.concatenate([np.ravel(leaf) for leaf in leaves])
+
+    with_baseline, without = step("linear"), step("none")
+    cosine = with_baseline @ without / np.linalg.norm(with_baseline) / np.linalg.norm(without)
+    assert cosine > 0.95
+
+
+# -- lengths ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["maml", "meta-gradient"])
+def test_an_inner_step_does_not_depend_on_a_horizon_that_no_episode_reaches(name):
+    """Episodes end after three steps of 6 or of 60."""
+
+    def step(horizon):
+        def timestep(taken, action, task):
+            reward = action.astype(float) + 0.1 * taken
+            return TimeStep(jnp.ones(1) * taken, reward, taken >= 3)
+
+        def advance(key, taken, action, task):
+            return taken + 1, timestep(taken + 1, action, task)
+
+        def reset(key, task):
+            return jnp.zeros(()), timestep(jnp.zeros(()), jnp.zeros((), int), task)
+
+        env = Env(reset, advance, EnvSpec(1, Discrete(2), horizon))
+        family = TaskFamily("short", env, jax.random.uniform, jax.random.uniform)
+        algorithm = make(name, family, num_episodes=200)
+        params = algorithm.init(jax.random.key(0)).params
+        adapted, _ = jax.jit(lambda key: algorithm.adapt(params, 0.5, key, 1))(jax.random.key(1))
+        return jnp.sqrt(
+            sum(
+                jnp.square(a - b).sum()
+                for a, b in zip(*map(jax.tree.leaves, (adapted.params, params)), strict=True)
+            )
+        )
+
+    np.testing.assert_allclose(step(60), step(6), rtol=0.3)
+
+
+def test_episodes_are_weighed_by_the_length_of_the_others():
+    mask = jnp.array([[1.0, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    batch = PolicyGradientBatch(*[mask] * len(PolicyGradientBatch._fields))
+    weight = policy_gradient.weigh_by_length(batch, terminates=True).mask[:, 0]
+    np.testing.assert_allclose(weight, 4 / np.array([2.5, 1.5, 3.0]), rtol=1e-6)
+    assert policy_gradient.weigh_by_length(batch, terminates=False) is batch
+
+
+# -- any number of tasks on any number of devices ------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["maml", "rl2"])
+def test_three_tasks_on_two_devices_are_three_tasks_on_one(name):
+    algorithm = make(name, point(lambda position, task: -jnp.square(position - task).sum()))
+    state, batch = algorithm.init(jax.random.key(0)), jnp.linspace(0, 1, 3)
+    results = []
+    for devices in (1, 2):
+        mesh = parallel.task_mesh(jax.devices()[:devices])
+        with jax.set_mesh(mesh):
+            results.append(jax.device_get(jax.jit(algorithm.update)(state, batch, jax.random.key(1))))
+    small.assert_trees_close(results[1][0].params, results[0][0].params, rtol=1e-5, atol=1e-5)
+    small.assert_trees_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
