@@ -1,4 +1,4 @@
-"""What exploding simulations cost: returns of runs in which one task in a hundred is lost, and of runs without.
+"""What exploding simulations cost: returns of runs in which some tasks are lost, and of runs without.
 
 In every meta-iteration a share of the tasks turns NaN at a random step of an episode, in the state (and with
 it in all that follows), the observation or the reward. Both kinds of runs are evaluated on the same fresh

@@ -228,19 +228,6 @@ def all_finite(tree: PyTree) -> Array:
     return functools.reduce(jnp.logical_and, (jnp.isfinite(x).all() for x in floats), jnp.array(True))
 
 
-def replace_lost(results: PyTree, kept: Array) -> PyTree:
-    """Replaces the results [B, ...] of tasks that are not kept by those of the first task that is.
-
-    So whatever is computed from them is finite; its weight is to be 0.
-
-    Args:
-      results: leading axis [B].
-      kept: [B] bool.
-    """
-    index = jnp.where(kept, jnp.arange(len(kept)), jnp.argmax(kept))
-    return jax.tree.map(lambda x: x[index], results)
-
-
 def _weighted(weight: Array | None, x: Array) -> Array:
     """The result x [size, ...] of every task times its weight; 0 where that is 0, whatever x is."""
     if weight is None:

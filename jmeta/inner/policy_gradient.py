@@ -249,8 +249,8 @@ def learner(
 def explained_variance(batch: PolicyGradientBatch, discount: float | Array) -> Array:
     """Share of the variance of one task's returns that the baseline explains, [].
 
-    The linear baseline predicts every episode from others, so for it this is a figure out of sample. It may be
-    negative where there is nothing to predict, and is 0 where returns do not vary.
+    The linear baseline predicts every episode from others, so for it this is a figure out of sample. It may
+    be negative where there is nothing to predict, and is 0 where returns do not vary.
     """
     returns = returns_to_go(batch, discount)
     taken = (batch.mask > 0).astype(returns.dtype)

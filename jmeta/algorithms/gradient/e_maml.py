@@ -50,9 +50,9 @@ def e_maml(
     def prepare(params: Params, batch: outer.Batch) -> PyTree:
         del params
         post, kept = batch.collected.post, batch.kept
-        returns = mean_return(post)  # [B]
+        returns = jnp.where(kept > 0, mean_return(post), 0)  # [B]
         num_others = jnp.maximum(kept.sum() - kept, 1)
-        others = ((kept * returns).sum() - kept * returns) / num_others
+        others = (returns.sum() - returns) / num_others
         spread = jax.vmap(_spread)
         raw, used = (spread(x, post.mask) for x in (post.target - post.value, post.advantage))
         # Surrogates average over episodes and steps: here both are summed, of the return per step.

@@ -152,11 +152,14 @@ def assemble(
 
 
 class Batch(NamedTuple):
-    """What was collected from all tasks. Tasks of which something was not finite are lost."""
+    """What was collected from all tasks. A task of which something is not finite is lost."""
 
-    collected: Collected  # [B, ...], finite: a lost task has the data of one that is not
+    collected: Collected  # [B, ...]; use nothing of a lost task
     kept: Array  # [B] float: 1, or 0 for a task that is lost
-    env_steps: Array  # [] int32, those of lost tasks included
+
+    def mean(self, x: Array) -> Array:
+        """Mean [] over the tasks that are kept of numbers [B]; NaN if there is none."""
+        return jnp.where(self.kept > 0, x, 0).sum() / self.kept.sum()
 
 
 def collect_all(parts: Parts, params: Params, tasks: Task, key: Key) -> Batch:
@@ -169,8 +172,7 @@ def collect_all(parts: Parts, params: Params, tasks: Task, key: Key) -> Batch:
         return collected, parallel.all_finite(collected._replace(distribution=()))
 
     collected, finite = parallel.map_tasks(one_task, params, tasks, keys, block=parts.block)
-    env_steps = (collected.pre.mask > 0).sum() + (collected.post.mask > 0).sum()
-    return Batch(parallel.replace_lost(collected, finite), finite.astype(float), env_steps.astype(jnp.int32))
+    return Batch(collected, finite.astype(float))
 
 
 def collect(parts: Parts, params: Params, task: Task, key: Key) -> Collected:
@@ -278,7 +280,7 @@ def algorithm(
         (_, kl), _ = mean(loss_and_kl, params, collected, extra)
         first = {name: values[0] for name, values in metrics.items()}
         reported = jax.vmap(parts.learner.report)(collected.post)
-        reported = jax.tree.map(lambda x: (batch.kept * x).sum() / batch.kept.sum(), reported)
+        reported = jax.tree.map(batch.mean, reported)
         metrics = first | returns(parts, batch) | {"tasks_lost": metrics["tasks_lost"].max()} | reported
         metrics |= report(params) | {"kl": kl, "skipped": opt_state.skipped}
         post = collected.post
@@ -294,12 +296,10 @@ def returns(parts: Parts, batch: Batch) -> Metrics:
     pre, post = batch.collected.pre, batch.collected.post
     after = mean_return(post)
     before = mean_return(pre)[:, 0] if parts.num_inner_steps else after
-    num_kept = batch.kept.sum()
     return {
-        "return_before": (batch.kept * before).sum() / num_kept,
-        "return_after": (batch.kept * after).sum() / num_kept,
-        "tasks_lost": (len(batch.kept) - num_kept).astype(jnp.int32),
-        "env_steps": batch.env_steps,
+        "return_before": batch.mean(before),
+        "return_after": batch.mean(after),
+        "env_steps": ((pre.mask > 0).sum() + (post.mask > 0).sum()).astype(jnp.int32),
     }
 
 

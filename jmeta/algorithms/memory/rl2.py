@@ -113,10 +113,13 @@ def rl2(
 
     # For ONE task.
 
-    def collect(params: Params, task: Task, key: Key) -> tuple[Rollout, Array, Array]:
+    def collect(params: Params, task: Task, key: Key) -> tuple[Rollout, Array, Array, Array]:
         empty = Adapted(params, policy.initial_carry())
         _, rollout, returns = rollouts.trial(family.env, policy, empty, task, key, episodes)
-        return rollout, returns, parallel.all_finite(rollout._replace(measures={}))
+        # A trial of which anything is not finite is lost: it has no step, and numbers that harm nobody.
+        finite = parallel.all_finite(rollout._replace(measures={}))
+        clean = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), (rollout, returns))
+        return *clean, finite, (rollout.mask > 0).sum()
 
     def carries(params: Params, inputs: PyTree) -> PyTree:
         def unroll(carry: PyTree, inputs: PyTree) -> tuple[PyTree, PyTree]:
@@ -157,12 +160,8 @@ def rl2(
             )
         key_collect, key_order = jax.random.split(key)
         keys = parallel.task_keys(key_collect, num_tasks)
-        rollout, returns, finite = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
-        env_steps = (rollout.mask > 0).sum().astype(jnp.int32)
-        # A trial of which anything is not finite is lost: it has no step, and no weight.
+        rollout, returns, finite, taken = parallel.map_tasks(collect, state.params, tasks, keys, block=block)
         kept = finite.astype(float)
-        rollout, returns = parallel.replace_lost((rollout, returns), finite)
-        rollout = rollout._replace(mask=kept[:, None] * rollout.mask)
         horizon = family.env.spec.horizon
         steps = with_advantages(
             rollout,
@@ -196,7 +195,7 @@ def rl2(
         (params, opt_state), metrics = jax.lax.scan(minibatch, (state.params, state.opt_state), chosen)
 
         def mean(x: Array) -> Array:
-            return (kept * x).sum() / kept.sum()
+            return x.sum() / kept.sum()  # of lost trials it is 0
 
         metrics = jax.tree.map(lambda x: x[0], metrics) | {
             "return_before": mean(returns[:, 0]),
@@ -204,7 +203,7 @@ def rl2(
             "return_trial": mean(returns.sum(-1)),
             "tasks_lost": (num_tasks - kept.sum()).astype(jnp.int32),
             "skipped": opt_state.skipped,
-            "env_steps": env_steps,
+            "env_steps": taken.sum().astype(jnp.int32),
         }
         params = policy.observe(params, steps.inputs.obs, steps.mask)
         return MetaState(params, opt_state, state.step + 1), metrics
