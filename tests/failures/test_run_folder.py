@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -195,7 +196,7 @@ def test_nothing_in_a_run_folder_is_executed_or_unpickled(trained, tmp_path):
 def test_a_run_folder_may_be_named_like_a_pattern(reference, tmp_path, name):
     path = tmp_path / name
     status, _, err = fuzz_runs.command([*fuzz_runs.TRAIN, "--run-dir", str(path)])
-    assert status == 0 and f"evaluate it with: jmeta evaluate {path}\n" in err
+    assert status == 0 and f"evaluate it with: jmeta evaluate {shlex.quote(str(path))}\n" in err
     assert evaluate(path)[0] == 0 and resume(path)[0] == 0
     reference.check_end(path, "")
 
