@@ -1,11 +1,11 @@
 """Damages the folder of a small run in every way, then resumes and evaluates it.
 
-Every file of a checkpoint and every line of config.json, metrics.jsonl, timings.jsonl and best.json is
-truncated, emptied, deleted or changed in one bit; every file and folder is also replaced by a link (to
-nothing, to /dev/zero, to a folder, to itself), by a folder, by a pipe, or by 10 GB of zeros that take no
-space. After each damage a copy of the run is evaluated and another one is resumed. Each command must work on
-the newest checkpoint, or work on an older one and say so, or end with status 2, one line and nothing changed.
-A run that goes on must end with the parameters and metrics of the run that was never damaged.
+Every file of a checkpoint and every line of the other files is truncated, emptied, deleted or changed in one
+bit. Every file and folder is also replaced by a link (to nothing, to /dev/zero, to a folder, to itself), by
+a folder, by a pipe, or by 10 GB of zeros that take no space. After each damage a copy of the run is evaluated
+and another one is resumed. Each command must work on the newest checkpoint, or work on an older one and say
+so, or end with status 2, one line and nothing changed. A run that goes on must end with the parameters and
+metrics of the run that was never damaged.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from benchmarks import common
 TRAIN = [
     *("train", "maml", "bandit", "--iterations", "8", "--tasks", "2", "--log-every", "2"),
     *("--checkpoint-every", "2", "--num-episodes", "2", "--num-inner-steps", "1", "--outer-epochs", "1"),
-    *("--policy.hidden", "4"),
+    *("--policy.hidden", "4", "--evaluate-every", "4"),
 ]
 EVALUATE = ["--tasks", "2", "--steps", "1", "--episodes", "2"]
-NEWEST, BEST = 8, 6
+NEWEST = 8
 ZEROS = 10 * 10**9  # bytes of a sparse file
 MEMORY = 1024  # MiB that no case may need on top of what the first commands did
+LINES = ("config.json", "metrics.jsonl", "timings.jsonl", "evaluations.jsonl", "best.json")
 OUTCOMES = ("newest", "older", "refused", "failed")
 
 
@@ -166,7 +167,7 @@ REPLACEMENTS: dict[str, Damage] = {
 
 def damages(run: pathlib.Path) -> list[tuple[str, str, Damage]]:
     """Every (place, damage) of a run and the function that does it."""
-    files = ["config.json", "metrics.jsonl", "timings.jsonl", "best.json", "environment.json", "lock"]
+    files = [*LINES, "environment.json", "lock"]
     folders = ["checkpoints"]
     for checkpoint in sorted((run / "checkpoints").iterdir()):
         folders.append(f"checkpoints/{checkpoint.name}")
@@ -177,7 +178,7 @@ def damages(run: pathlib.Path) -> list[tuple[str, str, Damage]]:
     for name in files:
         found += [(name, kind, _changed(change)) for kind, change in CHANGES.items()]
         found.append((name, "10 GB of zeros appended", _zeros_appended))
-    for name in ("config.json", "metrics.jsonl", "timings.jsonl", "best.json"):
+    for name in LINES:
         for number in range(len((run / name).read_bytes().splitlines())):
             place = f"{name}, line {number + 1}"
             found += [(place, kind, _line_changed(number, change)) for kind, change in CHANGES.items()]
@@ -246,9 +247,7 @@ class Reference:
         status, _, errors = command([*TRAIN, "--run-dir", str(self.path)])
         if status:
             raise Problem(errors)
-        run = RunFolder.open(self.path)
-        run.mark_best(BEST, 1.0)
-        self.config = run.config
+        self.config = RunFolder.open(self.path).config
         self.metrics = (self.path / "metrics.jsonl").read_bytes()
         self.state = self._state(self.path)
         command(["evaluate", str(self.path), *EVALUATE])

@@ -93,8 +93,9 @@ def train_run(request: Request) -> None:
                 start = training.begin(algorithm, settings, run=run, state=state)
         out = console(stderr=True, quiet=jax.process_index() > 0)
         out.print(f"run folder: {run.path}", soft_wrap=True)
-        if notes:
-            out.print(f"going on from iteration {done}: {'; '.join(notes)}", soft_wrap=True)
+        if notes or (request.resumed and done < settings.iterations):
+            why = f": {'; '.join(notes)}" if notes else ""
+            out.print(f"going on from iteration {done}{why}", soft_wrap=True)
         if request.resumed and done == settings.iterations:
             out.print(f"all {done} iterations are done; --iterations trains on", soft_wrap=True)
 

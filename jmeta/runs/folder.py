@@ -194,7 +194,8 @@ class RunFolder:
         """
         best = self.best_checkpoint()
         if jax.process_index() == 0:
-            files.sync_file(self.path / "metrics.jsonl")
+            for name in ("metrics.jsonl", "evaluations.jsonl"):
+                files.sync_file(self.path / name)
         keep = () if best is None else (best.iteration,)
         checkpoints.save(self.path / "checkpoints", iteration, tree, keep)
 
@@ -235,42 +236,45 @@ class RunFolder:
         Raises:
           DamagedRunError: it cannot go on from any checkpoint. Nothing is changed.
         """
-        metrics = self.path / "metrics.jsonl"
-        ends, problem = _numbered(metrics)
-        logged = len(ends) - 1
+        ends, problem = _numbered(self.path / "metrics.jsonl")
+        iteration, tree, passed_over = self._newest_to_go_on_from(
+            like, len(ends) - 1, problem, checkpoint_every
+        )
+        notes = list(passed_over)
+        forget_best = self._outdated_best(iteration, notes)
+        cuts = {"metrics.jsonl": ends[iteration]}
+        for name in ("timings.jsonl", "evaluations.jsonl"):
+            cuts[name] = self._end_of_records(name, iteration, notes)
+        if jax.process_index() == 0:
+            self._remove_temporaries()
+            for name, end in cuts.items():
+                if (self.path / name).exists():
+                    files.truncate(self.path / name, end)
+            if forget_best:
+                (self.path / "best.json").unlink()
+        return Restored(iteration, tree, tuple(notes))
+
+    def _newest_to_go_on_from(
+        self, like: PyTree, logged: int, problem: str | None, checkpoint_every: int
+    ) -> Restored:
+        """The newest whole checkpoint of an iteration that was logged, or the beginning; see `resume`."""
         holds = problem or f"metrics.jsonl holds {logged} iterations"
         there = self._iterations()
-        restored, notes = None, []
-        for iteration in reversed(there):
-            if iteration > logged:
-                notes.append(f"checkpoint {iteration} is newer than its records: {holds}")
-                continue
+        beyond = [iteration for iteration in there if iteration > logged]
+        notes = [f"checkpoints newer than the records ({_list(beyond)}): {holds}"] if beyond else []
+        for iteration in there[: len(there) - len(beyond)][::-1]:
             try:
                 tree = checkpoints.restore(self.path / "checkpoints", iteration, like)
             except DamagedRunError as error:
                 notes.append(str(error))
-            else:
-                restored = iteration
-                break
-        if restored is None:
-            if notes or problem or logged > checkpoint_every:
-                found = "; ".join(notes) or f"{holds}, but there is no checkpoint"
-                raise DamagedRunError(f"run folder {str(self.path)!r} cannot go on: {found}")
-            restored, tree = 0, None
-        elif logged > restored + checkpoint_every and not notes:
-            notes.append(f"{holds}, but the newest checkpoint is of iteration {restored}")
-        forget_best = self._outdated_best(restored, notes)
-        cuts = [(metrics, ends[restored])]
-        for name in ("timings.jsonl", "evaluations.jsonl"):
-            cuts.append((self.path / name, self._end_of_records(name, restored, notes)))
-        if jax.process_index() == 0:
-            self._remove_temporaries()
-            for path, end in cuts:
-                if path.exists():
-                    files.truncate(path, end)
-            if forget_best:
-                (self.path / "best.json").unlink()
-        return Restored(restored, tree, tuple(notes))
+                continue
+            if logged > iteration + checkpoint_every and not notes:
+                notes.append(f"{holds}, but the newest checkpoint is of iteration {iteration}")
+            return Restored(iteration, tree, tuple(notes))
+        if notes or problem or logged > checkpoint_every:
+            found = "; ".join(notes) or f"{holds}, but there is no checkpoint"
+            raise DamagedRunError(f"run folder {str(self.path)!r} cannot go on: {found}")
+        return Restored(0, None, ())
 
     def _restore_last(self, like: PyTree) -> Restored:
         notes: list[str] = []
@@ -302,7 +306,7 @@ class RunFolder:
 
     def _listed(self) -> str:
         there = self._iterations()
-        return f"it has {', '.join(map(str, there))}" if there else "it has none yet"
+        return f"it has {_list(there)}" if there else "it has none yet"
 
     def _outdated_best(self, iteration: int, notes: list[str]) -> bool:
         """Whether best.json must go, because it is damaged or of an iteration that is yet to come."""
@@ -354,6 +358,10 @@ def check_free(path: pathlib.Path) -> None:
     parent = next(parent for parent in path.absolute().parents if parent.exists())
     if not parent.is_dir():
         raise FileExistsError(f"{str(path)!r} cannot be a folder: {str(parent)!r} is a file")
+
+
+def _list(iterations: Iterable[int]) -> str:
+    return ", ".join(map(str, iterations))
 
 
 class _DamagedLineError(DamagedRunError):

@@ -227,14 +227,18 @@ def test_a_checkpoint_whose_records_are_gone_is_passed_over(run, line, problem):
     path.write_bytes(b"".join(lines[:5] if line is None else [*lines[:5], line, *lines[6:]]))
     iteration, _, notes = run.resume(LIKE, checkpoint_every=4)
     assert iteration == 4
-    assert len(notes) == 1 and notes[0].startswith(f"checkpoint 8 is newer than its records: {problem}")
+    assert len(notes) == 1 and notes[0].startswith(f"checkpoints newer than the records (8): {problem}")
     assert path.read_bytes() == expected
 
 
 @pytest.mark.parametrize(
     ("iterations", "saved", "message"),
     [
-        ([1, 2, 3], [4], "cannot go on: checkpoint 4 is newer.*holds 3 iterations"),
+        (
+            [1, 2, 3],
+            [4],
+            "cannot go on: checkpoints newer than the records \\(4\\): metrics.jsonl holds 3 iterations",
+        ),
         ([1, 2, 3], [], "cannot go on: metrics.jsonl holds 3 iterations, but there is no checkpoint"),
         ([1, 3, 4, 5], [4], "iteration 3 follows 1"),
         ([1, 2, 2, 3, 4], [4], "iteration 2 follows 2"),
