@@ -59,13 +59,16 @@ def meta_gradient(mode: str, flags: Flags) -> tuple[Callable[..., Any], Any]:
 
     from jmeta import policies
     from jmeta.algorithms.gradient import imaml, outer
-    from jmeta.types import Continuous, Env, EnvSpec, TaskFamily
+    from jmeta.types import Continuous, Env, EnvSpec, TaskFamily, TimeStep
 
-    def never(*_: Any) -> Any:
-        raise AssertionError("nothing is sampled here")
+    def sample(key: Any) -> Any:
+        return jax.numpy.zeros(())
+
+    def unused(*_: Any) -> Any:  # nothing is sampled here
+        return (), TimeStep(jax.numpy.zeros(OBSERVATION), jax.numpy.zeros(()), jax.numpy.array(False))
 
     spec = EnvSpec(obs_size=OBSERVATION, action=Continuous(ACTION), horizon=flags.horizon)
-    family = TaskFamily("stored", Env(never, never, spec), never, never)
+    family = TaskFamily("stored", Env(unused, unused, spec), sample, sample)
     policy = policies.mlp(spec, hidden=flags.hidden)
     parts = outer.assemble(
         family,

@@ -10,6 +10,7 @@ import numpy as np
 
 from jmeta import parallel, rollouts
 from jmeta.checks import at_least
+from jmeta.conformance import conform
 from jmeta.types import Array, Key, MetaAlgorithm, Params, Task, TaskFamily
 
 
@@ -69,6 +70,7 @@ def evaluate(
       ValueError: a count is out of its range, or not divided by the devices.
     """
     at_least(1, num_episodes=num_episodes)
+    family = conform(family)
     num_steps = adaptation_steps(algorithm, num_steps)
     at_least(1, num_tasks=num_tasks)
     block = parallel.tasks_per_block(num_episodes)

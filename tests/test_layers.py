@@ -13,6 +13,7 @@ LAYERS = {
     "types": 0,
     "checks": 1,
     "compiled": 1,
+    "conformance": 1,
     "distributions": 1,
     "estimators": 1,
     "optimizers": 1,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from jmeta import parallel, training
+from jmeta.envs import probes
 from jmeta.runs import RunFolder, checkpoints, resolve
 from jmeta.runs.config import build
 from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
@@ -47,7 +48,10 @@ def drifting():
 
 
 FAMILY = TaskFamily(
-    "numbers", None, lambda key: jax.random.normal(key, (3,)), lambda key: jnp.full(3, jnp.nan)
+    "numbers",
+    probes.constant_reward(),
+    lambda key: jax.random.normal(key, (3,)),
+    lambda key: jnp.full(3, jnp.nan),
 )
 
 

@@ -31,7 +31,7 @@ def gridworld(*, size: int, horizon: int) -> Env:
             raise ValueError(f"{argument} must be at least {least}, got {value}")
 
     def observe(cell: Array, reward: Array, task: Array) -> TimeStep:
-        obs = 2.0 * cell / (size - 1) - 1.0
+        obs = 2.0 * cell.astype(float) / (size - 1) - 1.0
         return TimeStep(obs, reward, jnp.array(False), {"success": (cell == task).all()})
 
     def reset(key: Key, task: Array) -> tuple[Array, TimeStep]:
@@ -42,6 +42,6 @@ def gridworld(*, size: int, horizon: int) -> Env:
     def step(key: Key, state: Array, action: Array, task: Array) -> tuple[Array, TimeStep]:
         del key
         cell = jnp.clip(state + jnp.array(MOVES)[action], 0, size - 1)
-        return cell, observe(cell, jnp.where((cell == task).all(), 1.0, -0.1), task)
+        return cell, observe(cell, jnp.where((cell == task).all(), 1.0, -0.1).astype(float), task)
 
     return Env(reset, step, EnvSpec(2, Discrete(len(MOVES)), horizon, terminates=False))

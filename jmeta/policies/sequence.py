@@ -95,8 +95,15 @@ def sequence_policy(
     def over(run: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]) -> Callable[..., PyTree]:
         def apply(params: SequenceParams, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
             flags = [inputs.prev_reward, inputs.prev_done, inputs.first]
-            scalars = jnp.stack([jnp.asarray(x, inputs.obs.dtype) for x in flags], axis=-1)
-            x = jnp.concatenate([inputs.obs, inputs.prev_action, scalars], axis=-1)
+            # Never the type of an observation of integers, in which a reward of 0.9 would be 0.
+            x = jnp.concatenate(
+                [
+                    inputs.obs.astype(float),
+                    inputs.prev_action.astype(float),
+                    jnp.stack([x.astype(float) for x in flags], axis=-1),
+                ],
+                axis=-1,
+            )
             if separate_critic:
                 policy_carry, y = run(params.core, carry[0], x)
                 critic_carry, critic_y = run(params.critic_core, carry[1], x)

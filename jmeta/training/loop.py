@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jmeta import parallel
 from jmeta.compiled import once
+from jmeta.conformance import conform
 from jmeta.runs.config import Training
 from jmeta.runs.folder import RunFolder
 from jmeta.training.evaluations import evaluation_record
@@ -156,6 +157,7 @@ def compile_chunk(
     a second call for the same algorithm, family and sizes. The jitted call returns the new state and the
     metrics, each [length]; entries past the count are zero.
     """
+    family = conform(family)
 
     @jax.jit
     def iteration(state: TrainState) -> tuple[TrainState, Metrics]:

@@ -47,9 +47,11 @@ def distance(samples, exact):
     return np.abs(samples.mean(0) - exact) / (samples.std(0, ddof=1) / np.sqrt(len(samples)))
 
 
-TARGETS = TaskFamily(
-    "targets", probes.action_reward(), lambda key: jax.random.rademacher(key, (), float), None
-)
+def sample_target(key):
+    return jax.random.rademacher(key, (), float)
+
+
+TARGETS = TaskFamily("targets", probes.action_reward(), sample_target, sample_target)
 
 
 def test_the_gradient_is_that_of_the_smoothed_return():
@@ -87,6 +89,10 @@ def test_the_gradient_goes_through_adaptation():
     assert distance(found["mean"], exact / 0.7**2).min() > 8  # without adaptation
 
 
+def sample_slope(key):
+    return jax.random.normal(key, (2,))
+
+
 def linear_reward():
     """One step of reward task . action."""
 
@@ -109,7 +115,7 @@ def test_both_of_a_pair_meet_the_same_chance():
     top.
     """
     direction, pairs = np.array([0.6, -0.8]), 5
-    family = TaskFamily("linear", linear_reward(), None, None)
+    family = TaskFamily("linear", linear_reward(), sample_slope, sample_slope)
     policy = normal_policy({"mean": jnp.zeros(2)}, fixed_log_std=np.log(5.0))
     found = estimates(
         family,
@@ -128,7 +134,7 @@ def test_both_of_a_pair_meet_the_same_chance():
 
 def test_every_pair_of_every_task_has_its_own_perturbation():
     """More pairs, less variance: twice as many for twice the tasks too, all being alike."""
-    family = TaskFamily("linear", linear_reward(), None, None)
+    family = TaskFamily("linear", linear_reward(), sample_slope, sample_slope)
     policy = normal_policy({"mean": jnp.zeros(2)}, fixed_log_std=0.0)
     variance = [
         estimates(

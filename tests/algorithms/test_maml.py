@@ -286,9 +286,11 @@ def test_learns_to_adapt_to_tasks_with_a_known_optimum():
     2 (task - m): an inner step of 0.25 halves the distance. The best initial mean is 0: before adaptation
     the return is -1 - s^2, after it -1/4 - s^2. Starting at 2 it is (-9 - 1) / 2 - s^2 before.
     """
-    family = TaskFamily(
-        "targets", probes.action_reward(), lambda key: jax.random.rademacher(key, (), float), None
-    )
+
+    def sample(key):
+        return jax.random.rademacher(key, (), float)
+
+    family = TaskFamily("targets", probes.action_reward(), sample, sample)
 
     def apply(params, carry, inputs):
         mean = jnp.broadcast_to(params["mean"], (*inputs.obs.shape[:-1], 1))

@@ -142,7 +142,10 @@ class Countdowns(NamedTuple):
 
 @pytest.fixture(scope="module")
 def countdowns():
-    family = TaskFamily("countdown", countdown(), None, None)
+    def sample(key):
+        return jax.random.randint(key, (), 1, 7)
+
+    family = TaskFamily("countdown", countdown(), sample, sample)
     policy = policies.gru(family.env.spec, size=3)
     # Away from its initialisation, where the entropy is at its maximum and has no gradient.
     params, key = randomised(policy), jax.random.key(1)

@@ -12,6 +12,7 @@ import optax
 
 from jmeta import inner as inner_loops
 from jmeta import parallel, rollouts
+from jmeta.conformance import conform
 from jmeta.inner import policy_gradient as pg
 from jmeta.inner.loop import Learner, inner_loop, mean_return
 from jmeta.optimizers import skip_nonfinite
@@ -119,6 +120,7 @@ def assemble(
         raise ValueError(f"inner_learning_rate must not be negative, got {inner_learning_rate}")
     if inner not in inner_loops.REGISTRY:
         raise ValueError(f"inner must be one of {', '.join(inner_loops.REGISTRY)}, got {inner!r}")
+    family = conform(family)
     rollouts.check_room(policy, family.env.spec.horizon)
     learner = inner_loops.REGISTRY[inner](
         family,

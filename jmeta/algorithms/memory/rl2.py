@@ -12,6 +12,7 @@ import optax
 
 from jmeta import parallel, rollouts
 from jmeta.checks import at_least, in_unit_interval
+from jmeta.conformance import conform
 from jmeta.estimators import advantages
 from jmeta.estimators.surrogates import PolicyGradientBatch, ppo_clip
 from jmeta.optimizers import check_gradients_suffice, skip_nonfinite
@@ -91,6 +92,7 @@ def rl2(
     Raises:
       ValueError: an argument is out of its range, or the policy cannot hold a trial.
     """
+    family = conform(family)
     episodes = family.env.spec.trial_episodes if num_episodes is None else num_episodes
     at_least(1, num_episodes=episodes, epochs=epochs, minibatches=minibatches)
     weights = {"clip": clip, "entropy_weight": entropy_weight, "value_weight": value_weight}
@@ -100,6 +102,10 @@ def rl2(
     in_unit_interval(discount=discount, gae_lambda=gae_lambda)
     if not policy.has_critic:
         raise ValueError("rl2 needs a policy with a critic, such as mlp(..., critic=True), got one without")
+    if not policy.differentiable:
+        raise ValueError(
+            "rl2 needs a policy whose probabilities have derivatives, got one without (tabular?)"
+        )
     length = episodes * family.env.spec.horizon
     rollouts.check_room(policy, length)
     chunk = length if unroll_length is None else unroll_length
