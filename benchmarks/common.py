@@ -20,9 +20,6 @@ import tyro
 
 Flags = TypeVar("Flags")
 
-# Arguments of MAML for TRPO's outer update, in place of the presets' PPO.
-TRPO: dict[str, Any] = {"optimizer": {"name": "trpo"}, "outer_surrogate": "ratio", "outer_epochs": 1}
-
 
 def parse(flags: type[Flags], doc: str | None) -> Flags:
     """Command-line flags from a dataclass; a module's docstring is its help."""
@@ -237,26 +234,16 @@ def rl2_config(family: str, policy: str, *, iterations: int | None = None, **arg
     from jmeta.presets import preset
     from jmeta.runs.config import resolve
 
-    config = lasting(preset("rl2", family), iterations)
+    config = preset("rl2", family)
+    training = dataclasses.asdict(config.training)
+    if iterations is not None:
+        training["iterations"] = iterations
     return resolve(
         algorithm=config.algorithm,
         family={**config.family, **arguments},
         policy=config.policy if policy == config.policy["name"] else {"name": policy},
-        training=dataclasses.asdict(config.training),
+        training=training,
     )
-
-
-def lasting(config: Any, iterations: int | None) -> Any:
-    """A `RunConfig` with other meta-iterations, over which the step size decays if the preset's does."""
-    if iterations is None:
-        return config
-    known, optimizer = config.training.iterations, config.algorithm.get("optimizer", {})
-    if optimizer.get("decay_updates"):
-        # At least one: of no iterations none takes place.
-        updates = max(1, optimizer["decay_updates"] * iterations // known)
-        algorithm = {**config.algorithm, "optimizer": {**optimizer, "decay_updates": updates}}
-        config = dataclasses.replace(config, algorithm=algorithm)
-    return dataclasses.replace(config, training=dataclasses.replace(config.training, iterations=iterations))
 
 
 def shared_in_training(config: Any) -> tuple[int, int]:

@@ -104,7 +104,9 @@ def measure(name: str, flags: Flags) -> Row:
     algorithm_name, arguments = VARIANTS.get(name, (name, {}))
     config = preset(algorithm_name, flags.family)
     config = dataclasses.replace(config, algorithm={**config.algorithm, **arguments})
-    config = common.lasting(config, flags.iterations)
+    if flags.iterations is not None:
+        training = dataclasses.replace(config.training, iterations=flags.iterations)
+        config = dataclasses.replace(config, training=training)
     family, _, algorithm = build(config)
     training = config.training
     started, returns, env_steps = time.perf_counter(), [], 0.0

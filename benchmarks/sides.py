@@ -51,10 +51,8 @@ def config_of(case: Case) -> Any:
 
     if case.outer == RL2:
         return preset("rl2", case.family)
-    config = preset("maml", case.family)
+    config = preset("maml", case.family, optimizer=case.outer)
     arguments = {**config.algorithm, "num_episodes": 20, "num_inner_steps": case.inner_steps}
-    if case.outer == "trpo":
-        arguments |= common.TRPO
     return resolve(
         algorithm=arguments,
         family=config.family,
@@ -193,7 +191,9 @@ def rl2_setting(jmeta: Jmeta) -> dict[str, Any]:
         "num_actions": spec.action.num,
         "num_states": spec.obs_size,
         "size": policy["size"],
-        **{name: optimizer[name] for name in ("learning_rate", "decay_updates", "max_grad_norm")},
+        "learning_rate": optimizer["learning_rate"],
+        "decay_iterations": jmeta.config.training.iterations if optimizer["decay"] else None,
+        "max_grad_norm": optimizer["max_grad_norm"],
         **{name: algorithm[name] for name in same},
     }
 

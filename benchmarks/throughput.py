@@ -50,10 +50,10 @@ class Case:
     compare_devices: bool  # also train on one device alone
 
 
-OUTER: dict[str, dict[str, Any]] = {
-    "ppo": {},  # the preset: Adam on the clipped objective, several epochs
-    "ppo, 5 epochs": {"outer_epochs": 5},  # as many as ProMP's authors take
-    "trpo": common.TRPO,
+OUTER: dict[str, tuple[str | None, dict[str, Any]]] = {  # optimizer, arguments
+    "ppo": (None, {}),  # the preset: Adam on the clipped objective, several epochs
+    "ppo, 5 epochs": (None, {"outer_epochs": 5}),  # as many as ProMP's authors take
+    "trpo": ("trpo", {}),
 }
 
 
@@ -68,8 +68,9 @@ def measure(case: Case) -> dict[str, Any]:
 
     runtime.configure(num_tasks=case.num_tasks)
     jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are cold ones
-    config = preset("maml", case.family)
-    arguments = {**config.algorithm, **OUTER[case.outer], "num_episodes": case.num_episodes}
+    optimizer, outer = OUTER[case.outer]
+    config = preset("maml", case.family, optimizer=optimizer)
+    arguments = {**config.algorithm, **outer, "num_episodes": case.num_episodes}
     family, _, algorithm = build(dataclasses.replace(config, algorithm=arguments))
     env, block = family.env, parallel.tasks_per_block(case.num_episodes)
     steps = case.num_tasks * case.num_episodes * env.spec.horizon  # of a batch of episodes

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _LARGEST_COUNT = 2**31 - 1  # JAX counts in int32
@@ -82,6 +82,22 @@ def one_of(choices: Iterable[str], **names: Any) -> None:
     for name, value in names.items():
         if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def without_effect(because: str, defaults: Mapping[str, Any], **values: Any) -> None:
+    """Raises ValueError for a value that is not the default although it would have no effect.
+
+    A default cannot be told apart from the same value given by the user, and no one is misled by it.
+
+    Args:
+      because: why, as a clause for the message.
+      defaults: the default of every argument.
+      **values: the arguments by their names.
+    """
+    for name, value in values.items():
+        default = defaults[name]
+        if value is not default and (_is_traced(value) or value != default):
+            raise ValueError(f"{name} must be its default, {default!r}, because {because}, got {value!r}")
 
 
 def boolean(**values: Any) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jmeta.checks import one_of
 from jmeta.runs.config import RunConfig, factory, hyperparameters, resolve
 
 _DEFAULTS: dict[str, Any] = {
@@ -25,6 +26,9 @@ _META_TRAINED: dict[str, Any] = {
         "outer_epochs": 15,
     },
 }
+# What an optimizer other than the preset's needs. TRPO's line search compares losses without a clip, and its
+# bound is from the policies that sampled, so that a second epoch has nothing left to use.
+OPTIMIZERS: dict[str, dict[str, Any]] = {"trpo": {"outer_surrogate": "ratio", "outer_epochs": 1}}
 # Advantages that shrink as the goal comes near: normalised ones make later steps overshoot.
 _NAVIGATION: dict[str, Any] = {
     "algorithm": {"inner_learning_rate": 0.1, "normalize_advantages": False},
@@ -84,7 +88,7 @@ _MANY_TRIALS: dict[str, Any] = {
 TRIALS: dict[str, dict[str, Any]] = {
     "ant-direction": {
         "algorithm": {
-            "optimizer": {"decay_updates": 400 * 4 * 4},  # epochs, minibatches
+            "optimizer": {"decay": True},
             "discount": 0.97,
             "entropy_weight": 0.0,
         },
@@ -99,7 +103,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "random-mdp": {
         "policy": {"size": 128},  # 64 units reach 155 in 18,000 iterations, these 159
         "algorithm": {
-            "optimizer": {"learning_rate": 5e-3, "decay_updates": 12_000 * 2 * 4},
+            "optimizer": {"learning_rate": 5e-3, "decay": True},
             "epochs": 2,
             "gae_lambda": 0.3,
             "entropy_weight": 0.03,
@@ -116,19 +120,28 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset(algorithm: str, family: str) -> RunConfig:
+def preset(
+    algorithm: str, family: str, *, optimizer: str | None = None, inner: str | None = None
+) -> RunConfig:
     """The complete configuration with which an algorithm is trained on a family unless told otherwise.
 
     Args:
       algorithm: its name.
       family: its name.
+      optimizer: name of the outer optimizer, which brings its own settings; None takes the preset's.
+      inner: name of what is learned from, likewise.
 
     Raises:
-      ValueError: if there is no such algorithm or family; it names the nearest.
+      ValueError: if there is no such algorithm, family, optimizer or learner; it names the nearest.
     """
+    from jmeta import inner as learners  # imports JAX
+
     known = hyperparameters(factory("algorithm", algorithm))
     factory("family", family)
     learner = LEARNERS.get(family, {}) if "inner" in known else {}
+    if inner is not None and inner != learner.get("algorithm", {}).get("inner"):
+        one_of(learners.REGISTRY, inner=inner)
+        learner = {"algorithm": {"inner": inner}}
     if learner.get("policy", {}).get("name") == "tabular" and algorithm in _NEED_A_NETWORK:
         learner = {}
     names = {"algorithm": {"name": algorithm}, "family": {"name": family}}
@@ -136,6 +149,12 @@ def preset(algorithm: str, family: str) -> RunConfig:
     trials = TRIALS.get(family, {}) if "unroll_length" in known else {}
     layers = (meta_trained, FAMILIES.get(family, {}), learner, ALGORITHMS.get(algorithm, {}), trials, names)
     merged = _merge(_DEFAULTS, *layers)
+    if optimizer is not None and optimizer != merged["algorithm"].get("optimizer", {}).get("name"):
+        factory("optimizer", optimizer)
+        merged["algorithm"] |= {"optimizer": {"name": optimizer}, **OPTIMIZERS.get(optimizer, {})}
+    for name in learners.unused_by(merged["algorithm"].get("inner", "policy-gradient")):
+        if "inner" in known:
+            merged["algorithm"].pop(name, None)
     for kind in ("algorithm", "policy"):  # what is not for the one chosen was for another
         arguments = hyperparameters(factory(kind, merged[kind]["name"]))
         merged[kind] = {name: merged[kind][name] for name in merged[kind] if name in (*arguments, "name")}

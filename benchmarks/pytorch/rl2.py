@@ -30,7 +30,7 @@ class Setting:
     epochs: int
     minibatches: int
     learning_rate: float
-    decay_updates: int | None  # steps over which the learning rate falls to 0
+    decay_iterations: int | None  # iterations over which the learning rate falls to 0
     max_grad_norm: float
     clip: float
     entropy_weight: float
@@ -78,7 +78,7 @@ class Learner:
         num_obs = setting.num_states
         self.policy = Policy(num_obs + setting.num_actions + 3, setting.num_actions, setting.size)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=setting.learning_rate)
-        decay = setting.decay_updates or math.inf
+        decay = setting.decay_iterations or math.inf
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda n: max(0.0, 1 - n / decay))
 
     def _draw(self) -> None:
@@ -171,7 +171,7 @@ class Learner:
                 self.loss(Trials(*(x[chosen] for x in trials))).backward()
                 nn.utils.clip_grad_norm_(self.policy.parameters(), setting.max_grad_norm)
                 self.optimizer.step()
-                self.schedule.step()
+        self.schedule.step()
         done = time.perf_counter()
         return {
             "sampling": sampled - started,

@@ -18,6 +18,7 @@ from jmeta.cli.flags import (
     nested_field,
     parse,
     positionals,
+    value_of,
 )
 from jmeta.cli.start import Processes
 
@@ -122,7 +123,8 @@ def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunCon
 
     # `--policy gru` is short for `--policy.name gru`.
     argv = [re.sub(r"^--(policy|optimizer)(?==|$)", r"--\1.name", word) for word in argv]
-    defaults = preset(algorithm, family)
+    chosen = {"optimizer": value_of("--optimizer.name", argv), "inner": value_of("--inner", argv)}
+    defaults = preset(algorithm, family, **chosen)
     training = defaults.training
     fields = [
         field("iterations", int, training.iterations, "meta-iterations in all"),

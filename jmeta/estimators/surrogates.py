@@ -204,6 +204,9 @@ SURROGATES: dict[str, Surrogate] = {
     "ppo-clip": ppo_clip,
 }
 
+# Those whose value says how good a policy other than the sampling one is: an importance-weighted estimate.
+COMPARABLE = ("ratio", "ppo-clip")
+
 
 def _checked(log_prob: Array, batch: PolicyGradientBatch) -> PolicyGradientBatch:
     """Asserts [N, T] and stops the gradient at everything stored."""

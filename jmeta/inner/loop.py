@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import optax
 
+from jmeta.checks import one_of
 from jmeta.types import Adapted, AdaptInfo, Array, InnerLoop, Key, Metrics, Params, Policy, PyTree, Task
 
 Gradient = Callable[[Params, PyTree], Params]  # params, data -> gradient with respect to params
@@ -57,10 +58,7 @@ def inner_loop(
     Raises:
       ValueError: if there is no such `differentiation`.
     """
-    if differentiation not in DIFFERENTIATIONS:
-        raise ValueError(
-            f"differentiation must be one of {', '.join(DIFFERENTIATIONS)}, got {differentiation!r}"
-        )
+    one_of(DIFFERENTIATIONS, differentiation=differentiation)
     mixed = differentiation == "mixed" and learner.conservative
     reverse = symmetric_gradient(learner.gradient) if mixed else learner.gradient
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jmeta import rollouts
-from jmeta.checks import at_least, in_unit_interval
+from jmeta.checks import at_least, boolean, in_unit_interval, one_of
 from jmeta.estimators import advantages, baselines
 from jmeta.estimators.surrogates import SURROGATES, PolicyGradientBatch
 from jmeta.inner.loop import Learner
@@ -73,8 +73,8 @@ def estimator(
     """
     at_least(1, num_episodes=num_episodes)
     in_unit_interval(discount=discount, gae_lambda=gae_lambda)
-    if baseline not in BASELINES:
-        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}, got {baseline!r}")
+    boolean(normalize_advantages=normalize_advantages)
+    one_of(BASELINES, baseline=baseline)
     if not policy.differentiable:
         raise ValueError(
             "policy gradients need a policy whose probabilities have derivatives, got one without (tabular?)"
@@ -210,7 +210,16 @@ def weigh_by_length(batch: PolicyGradientBatch, terminates: bool) -> PolicyGradi
 
 
 def learner(
-    family: TaskFamily, policy: Policy, *, surrogate: str, outer_surrogate: str, **others: Any
+    family: TaskFamily,
+    policy: Policy,
+    *,
+    surrogate: str,
+    outer_surrogate: str,
+    num_episodes: int,
+    discount: float,
+    gae_lambda: float,
+    baseline: str,
+    normalize_advantages: bool,
 ) -> Learner:
     """Learning from episodes by policy gradients.
 
@@ -219,15 +228,25 @@ def learner(
       policy: the policy.
       surrogate: name of the objective of a step; it decides which terms the Hessian of a step keeps.
       outer_surrogate: name of the objective after adaptation.
-      **others: those of `estimator`.
+      num_episodes: as in `estimator`, and so are the others.
+      discount: see `estimator`.
+      gae_lambda: see `estimator`.
+      baseline: see `estimator`.
+      normalize_advantages: see `estimator`.
 
     Raises:
       ValueError: a value is out of its range.
     """
-    for name, value in (("surrogate", surrogate), ("outer_surrogate", outer_surrogate)):
-        if value not in SURROGATES:
-            raise ValueError(f"{name} must be one of {', '.join(SURROGATES)}, got {value!r}")
-    source = estimator(family, policy, **others)
+    one_of(SURROGATES, surrogate=surrogate, outer_surrogate=outer_surrogate)
+    source = estimator(
+        family,
+        policy,
+        num_episodes=num_episodes,
+        discount=discount,
+        gae_lambda=gae_lambda,
+        baseline=baseline,
+        normalize_advantages=normalize_advantages,
+    )
     loss, outer_loss = source.loss(surrogate), source.loss(outer_surrogate)
 
     terminates = family.env.spec.terminates
@@ -239,9 +258,9 @@ def learner(
         return jax.grad(on(loss))(params, weigh_by_length(batch, terminates))
 
     def report(batch: PolicyGradientBatch) -> Metrics:
-        if others["baseline"] == "none":
+        if baseline == "none":
             return {}
-        return {"explained_variance": explained_variance(batch, others["discount"])}
+        return {"explained_variance": explained_variance(batch, discount)}
 
     return Learner(source.collect, gradient, on(outer_loss), report)
 

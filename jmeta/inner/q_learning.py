@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,7 @@ class Transitions(NamedTuple):
     mask: Array  # [N, T]
 
 
-def learner(
-    family: TaskFamily, policy: Policy, *, num_episodes: int, discount: float, **others: Any
-) -> Learner:
+def learner(family: TaskFamily, policy: Policy, *, num_episodes: int, discount: float) -> Learner:
     """Q-learning (Watkins and Dayan, 1992) for a policy whose parameters are weights [D, A] of Q-values.
 
     A step descends minus the sum over an episode of (r + discount max_b Q(s', b) - Q(s, a)) x grad Q(s, a),
@@ -40,12 +38,10 @@ def learner(
       policy: such as `policies.tabular`.
       num_episodes: N, episodes in a batch.
       discount: in [0, 1].
-      **others: unused: there is no surrogate and no baseline.
 
     Raises:
       ValueError: a value is out of its range, or the policy's parameters are not such weights.
     """
-    del others
     at_least(1, num_episodes=num_episodes)
     in_unit_interval(discount=discount)
     weights = jax.eval_shape(policy.init, jax.random.key(0))

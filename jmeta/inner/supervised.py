@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -22,7 +22,7 @@ class SupervisedBatch(NamedTuple):
     mask: Array  # [N, T]
 
 
-def learner(family: TaskFamily, policy: Policy, *, num_episodes: int, **others: Any) -> Learner:
+def learner(family: TaskFamily, policy: Policy, *, num_episodes: int) -> Learner:
     """Descends minus the return, whose derivative goes through rewards, transitions and sampled actions.
 
     Where an episode is one prediction and the reward minus its loss, as in `sinusoid`, this is supervised
@@ -33,12 +33,10 @@ def learner(family: TaskFamily, policy: Policy, *, num_episodes: int, **others: 
       family: tasks and their environment.
       policy: the policy; it predicts by its action.
       num_episodes: N, examples in a batch.
-      **others: unused: nothing is discounted or estimated.
 
     Raises:
       ValueError: a value is out of its range, or actions are discrete.
     """
-    del others
     at_least(1, num_episodes=num_episodes)
     if not isinstance(family.env.spec.action, Continuous):
         raise ValueError("inner 'supervised' needs continuous actions: discrete ones have no derivative")

@@ -1,17 +1,28 @@
-"""Outer optimisers: optax transformations, by name. Each factory declares its hyperparameters."""
+"""Outer optimizers: optax transformations, by name. Each factory declares its hyperparameters."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from jmeta.checks import at_least, boolean, in_interval, not_negative
+from jmeta.optimizers.clip import clip_by_global_norm, global_norm
+from jmeta.optimizers.requirements import (
+    Requirement,
+    check_no_divergence,
+    differentiable_at_zero,
+    requirement,
+    update_arguments,
+)
 from jmeta.optimizers.skip_nonfinite import skip_nonfinite
+from jmeta.optimizers.step_size import scale_by_step_size
 from jmeta.optimizers.trpo import trpo
-from jmeta.types import Params, Policy
+from jmeta.types import Metrics, Params, PyTree
 
-# As an inner optimiser Adam is differentiated, and the root of a second moment of 0 has no derivative.
+# As an inner optimizer Adam is differentiated, and the root of a second moment of 0 has no derivative.
 _EPS_ROOT = 1e-16
 
 
@@ -19,7 +30,8 @@ def sgd(
     *,
     learning_rate: float = 0.1,
     momentum: float = 0.0,
-    decay_updates: int | None = None,
+    decay: bool = False,
+    num_iterations: int | None = None,
     max_grad_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Gradient descent, with heavy-ball momentum where `momentum` > 0.
@@ -27,40 +39,48 @@ def sgd(
     Args:
       learning_rate: step size.
       momentum: decay of the momentum, in [0, 1).
-      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
-        iteration has as many as epochs times minibatches.
+      decay: whether the step size falls linearly to 0 over the run, from iteration 0 on.
+      num_iterations: meta-iterations in the run, which `decay` needs. A run's configuration fills it in.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
       ValueError: an argument is out of its range.
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum}; must be at least 0 and below 1.")
-    return _clipped(optax.sgd(_step_size(learning_rate, decay_updates), momentum or None), max_grad_norm)
+    in_interval("[0, 1)", momentum=momentum)
+    without = isinstance(momentum, int | float) and momentum == 0
+    trace = () if without else (optax.trace(momentum),)
+    step_size = _step_size(learning_rate, decay, num_iterations)
+    return _clipped(max_grad_norm, *trace, step_size)
 
 
 def adam(
-    *, learning_rate: float = 1e-3, decay_updates: int | None = None, max_grad_norm: float | None = None
+    *,
+    learning_rate: float = 1e-3,
+    decay: bool = False,
+    num_iterations: int | None = None,
+    max_grad_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015).
 
     Args:
       learning_rate: step size.
-      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
-        iteration has as many as epochs times minibatches.
+      decay: whether the step size falls linearly to 0 over the run, from iteration 0 on.
+      num_iterations: meta-iterations in the run, which `decay` needs. A run's configuration fills it in.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.adam(_step_size(learning_rate, decay_updates), eps_root=_EPS_ROOT), max_grad_norm)
+    step_size = _step_size(learning_rate, decay, num_iterations)
+    return _clipped(max_grad_norm, optax.scale_by_adam(eps_root=_EPS_ROOT), step_size)
 
 
 def adamw(
     *,
     learning_rate: float = 1e-3,
     weight_decay: float = 1e-4,
-    decay_updates: int | None = None,
+    decay: bool = False,
+    num_iterations: int | None = None,
     max_grad_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), of matrices alone.
@@ -70,43 +90,43 @@ def adamw(
     Args:
       learning_rate: step size.
       weight_decay: what is taken off a weight per update, as a fraction of `learning_rate` times it.
-      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
-        iteration has as many as epochs times minibatches.
+      decay: whether the step size falls linearly to 0 over the run, from iteration 0 on.
+      num_iterations: meta-iterations in the run, which `decay` needs. A run's configuration fills it in.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
       ValueError: an argument is out of its range.
     """
-    if not weight_decay >= 0:
-        raise ValueError(f"weight_decay is {weight_decay}; must not be negative.")
+    not_negative(weight_decay=weight_decay)
 
     def is_matrix(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
-    optimizer = optax.adamw(
-        _step_size(learning_rate, decay_updates),
-        eps_root=_EPS_ROOT,
-        weight_decay=weight_decay,
-        mask=is_matrix,
-    )
-    return _clipped(optimizer, max_grad_norm)
+    decay_weights = optax.add_decayed_weights(weight_decay, is_matrix)
+    step_size = _step_size(learning_rate, decay, num_iterations)
+    return _clipped(max_grad_norm, optax.scale_by_adam(eps_root=_EPS_ROOT), decay_weights, step_size)
 
 
 def rmsprop(
-    *, learning_rate: float = 1e-3, decay_updates: int | None = None, max_grad_norm: float | None = None
+    *,
+    learning_rate: float = 1e-3,
+    decay: bool = False,
+    num_iterations: int | None = None,
+    max_grad_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """RMSProp (Tieleman and Hinton 2012).
 
     Args:
       learning_rate: step size.
-      decay_updates: the optimiser's steps over which the step size falls linearly to 0; None keeps it. An
-        iteration has as many as epochs times minibatches.
+      decay: whether the step size falls linearly to 0 over the run, from iteration 0 on.
+      num_iterations: meta-iterations in the run, which `decay` needs. A run's configuration fills it in.
       max_grad_norm: bound on the gradient's global norm; None for no bound.
 
     Raises:
       ValueError: an argument is out of its range.
     """
-    return _clipped(optax.rmsprop(_step_size(learning_rate, decay_updates)), max_grad_norm)
+    step_size = _step_size(learning_rate, decay, num_iterations)
+    return _clipped(max_grad_norm, optax.scale_by_rms(), step_size)
 
 
 REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
@@ -119,42 +139,69 @@ REGISTRY: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 __all__ = [
     "REGISTRY",
+    "Requirement",
     "adam",
     "adamw",
-    "check_gradients_suffice",
+    "check_no_divergence",
+    "clip_by_global_norm",
+    "differentiable_at_zero",
+    "global_norm",
+    "report",
+    "requirement",
     "rmsprop",
+    "scale_by_step_size",
     "sgd",
     "skip_nonfinite",
     "trpo",
+    "update_arguments",
 ]
 
 
-def check_gradients_suffice(algorithm: str, optimizer: optax.GradientTransformation, policy: Policy) -> None:
-    """Raises ValueError for an optimiser that asks an algorithm for more than gradients, as TRPO does."""
-    like = jax.eval_shape(policy.init, jax.random.key(0))
-    try:
-        jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), like)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"optimizer of {algorithm} must do with gradients alone, as trpo does not: {error}"
-        ) from error
+def report(opt_state: PyTree) -> Metrics:
+    """What an optimizer's state says about its last update, as metrics.
+
+    Args:
+      opt_state: of any optax transformation.
+
+    Returns:
+      `outer_learning_rate`: the step size of the last update, where exactly one transformation keeps a
+        `learning_rate` in its state: the optimizers of this module, `optax.inject_hyperparams` and line
+        searches do, and optax's own Adam does not. `optax.contrib.reduce_on_plateau` scales it.
+      `rejected`: the updates so far in which TRPO changed nothing, where the optimizer is TRPO.
+    """
+    metrics: Metrics = {}
+    rates = _scalars(opt_state, "learning_rate")
+    if len(rates) == 1:
+        scales = _scalars(opt_state, "scale", of="ReduceLROnPlateauState")
+        metrics["outer_learning_rate"] = jnp.prod(jnp.stack([*rates, *scales]))
+    if rejected := _scalars(opt_state, "rejected", of="TrpoState"):
+        metrics["rejected"] = jnp.asarray(sum(rejected))
+    return metrics
 
 
-def _step_size(learning_rate: float, decay_updates: int | None) -> optax.ScalarOrSchedule:
-    if not learning_rate >= 0:
-        raise ValueError(f"learning_rate is {learning_rate}; must not be negative.")
-    if decay_updates is None:
-        return learning_rate
-    if decay_updates < 1:
-        raise ValueError(f"decay_updates is {decay_updates}; must be at least 1, or None for no decay.")
-    return optax.linear_schedule(learning_rate, 0.0, decay_updates)
+def _scalars(opt_state: PyTree, field: str, of: str | None = None) -> list[jax.Array]:
+    """The scalars of that name in an optimizer's state, of one kind of state only if `of` names it."""
+    found = optax.tree.get_all_with_path(opt_state, field)
+    return [
+        jnp.asarray(value)
+        for path, value in found
+        if jnp.shape(value) == () and (of is None or getattr(path[-1], "tuple_name", None) == of)
+    ]
+
+
+def _step_size(
+    learning_rate: float, decay: bool, num_iterations: int | None
+) -> optax.GradientTransformationExtraArgs:
+    boolean(decay=decay)
+    if decay and num_iterations is None:
+        raise ValueError("num_iterations must be given where decay is True, got None")
+    if num_iterations is not None:
+        at_least(0, num_iterations=num_iterations)
+    return scale_by_step_size(learning_rate, num_iterations if decay else None)
 
 
 def _clipped(
-    optimizer: optax.GradientTransformation, max_grad_norm: float | None
+    max_grad_norm: float | None, *transformations: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    if max_grad_norm is None:
-        return optimizer
-    if not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm is {max_grad_norm}; must be positive, or None for no bound.")
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optimizer)
+    clip = () if max_grad_norm is None else (clip_by_global_norm(max_grad_norm),)
+    return optax.chain(*clip, *transformations)

@@ -21,8 +21,10 @@ class SkipNonfiniteState(NamedTuple):
 def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Replaces an update by 0, and leaves the state of `inner` as it was, when anything in it is not finite.
 
-    Unlike `optax.apply_if_finite` it accepts no such update ever, however many come in a row. Extra arguments
-    of `update` are passed on to `inner`.
+    A new state in which a number is no longer finite counts too, because it would last: the square of a
+    gradient of 1e25 overflows, and a second moment of infinity keeps Adam from ever moving that parameter
+    again. Unlike `optax.apply_if_finite` it accepts no such update ever, however many come in a row. Extra
+    arguments of `update` are passed on to `inner`.
 
     Args:
       inner: the transformation to protect.
@@ -42,6 +44,10 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         finite = jnp.array(True)
         for leaf in jax.tree.leaves((grads, updates)):
             finite &= jnp.all(jnp.isfinite(leaf))
+        # What a state starts with may be infinite, such as the best value before the first.
+        for new, old in zip(jax.tree.leaves(inner_state), jax.tree.leaves(state.inner), strict=True):
+            if jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+                finite &= jnp.all(jnp.isfinite(new) | ~jnp.isfinite(old))
 
         def keep(new: Array, old: Array) -> Array:
             return jnp.where(finite, new, old)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
+from jmeta.checks import at_least, in_interval, not_negative, positive
 from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array, Params, PyTree
 
@@ -55,16 +56,11 @@ def trpo(
     Raises:
       ValueError: an argument is out of its range; at `update`, one of the functions or `params` is missing.
     """
-    if not max_kl > 0:
-        raise ValueError(f"max_kl is {max_kl}; must be positive.")
-    if cg_iterations < 1:
-        raise ValueError(f"cg_iterations is {cg_iterations}; must be at least 1.")
-    if not cg_damping >= 0:
-        raise ValueError(f"cg_damping is {cg_damping}; must not be negative.")
-    if not 0 < backtrack_ratio < 1:
-        raise ValueError(f"backtrack_ratio is {backtrack_ratio}; must be between 0 and 1.")
-    if max_backtracks < 0:
-        raise ValueError(f"max_backtracks is {max_backtracks}; must not be negative.")
+    positive(max_kl=max_kl)
+    at_least(1, cg_iterations=cg_iterations)
+    not_negative(cg_damping=cg_damping)
+    in_interval("(0, 1)", backtrack_ratio=backtrack_ratio)
+    at_least(0, max_backtracks=max_backtracks)
 
     def init(params: Params) -> TrpoState:
         del params
@@ -86,6 +82,9 @@ def trpo(
         # One flat vector: loops over many tiny leaves are slow.
         flat_params, unravel = ravel_pytree(params)
         gradient, _ = ravel_pytree(grads)
+        # The step does not depend on the gradient's length, whose square may overflow or underflow.
+        largest = jnp.max(jnp.abs(gradient))
+        gradient /= jnp.where(largest > 0, largest, 1)
 
         def damped_hvp(vector: Array) -> Array:
             return ravel_pytree(kl_hvp_fn(unravel(vector)))[0] + cg_damping * vector

@@ -30,6 +30,9 @@ _MODULES: dict[str, str] = {
     "policy": "jmeta.policies",
     "optimizer": "jmeta.optimizers",
 }
+# Keyword arguments that are no hyperparameters: `build` takes them from the rest of the configuration.
+_OF_THE_RUN = ("num_iterations",)
+_REPLACED = {"decay_updates": "it was replaced by decay, true or false: over the whole run, however long"}
 REQUIRED = inspect.Parameter.empty  # the default of a hyperparameter that has none
 SEED_LIMIT = 2**31  # every integer is below it, seeds too
 
@@ -136,7 +139,11 @@ def build(config: RunConfig) -> tuple[TaskFamily, Policy, MetaAlgorithm]:
     """
     family = _make("family", config.family)
     policy = _make("policy", config.policy, family.env.spec)
-    return family, policy, _make("algorithm", config.algorithm, family, policy)
+    return (
+        family,
+        policy,
+        _make("algorithm", config.algorithm, family, policy, num_iterations=config.training.iterations),
+    )
 
 
 # -- registries ---------------------------------------------------------------------------------------
@@ -169,12 +176,12 @@ def unknown(what: str, name: Any, known: Iterable[str]) -> str:
 
 
 def hyperparameters(make: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """The keyword-only arguments of a factory: name -> (annotation, default or `REQUIRED`)."""
+    """The keyword-only arguments that users choose: name -> (annotation, default or `REQUIRED`)."""
     hints = typing.get_type_hints(make)
     return {
         name: (hints[name], parameter.default)
         for name, parameter in inspect.signature(make).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name not in _OF_THE_RUN
     }
 
 
@@ -254,6 +261,8 @@ def _complete(kind: Kind, chosen: Mapping[str, Any]) -> dict[str, Any]:
     known = hyperparameters(factory(kind, name))
     complete: dict[str, Any] = {"name": name}
     for argument in given:
+        if argument in _REPLACED and argument not in known:
+            raise ValueError(f"argument of {kind} {name!r} must not be {argument!r}: {_REPLACED[argument]}")
         if argument not in known:
             raise ValueError(unknown(f"argument of {kind} {name!r}:", argument, known))
     for argument, (annotation, default) in known.items():
@@ -264,8 +273,8 @@ def _complete(kind: Kind, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return complete
 
 
-def _make(kind: Kind, component: Mapping[str, Any], *positional: Any) -> Any:
-    """Calls the factory of a component with its arguments."""
+def _make(kind: Kind, component: Mapping[str, Any], *positional: Any, **of_the_run: Any) -> Any:
+    """Calls the factory of a component with its arguments, and with those of the run that it takes."""
     make = factory(kind, component.get("name"))
     known = hyperparameters(make)
     arguments = _complete(kind, component)
@@ -273,11 +282,13 @@ def _make(kind: Kind, component: Mapping[str, Any], *positional: Any) -> Any:
     for argument, value in arguments.items():
         annotation, _ = known[argument]
         if is_optimizer(annotation):
-            arguments[argument] = _make("optimizer", value)
+            arguments[argument] = _make("optimizer", value, **of_the_run)
         elif is_optimizer_factory(annotation):
             arguments[argument] = _of_learning_rate(factory("optimizer", value))
         elif isinstance(value, list):
             arguments[argument] = tuple(value)
+    taken = inspect.signature(make).parameters
+    arguments |= {name: value for name, value in of_the_run.items() if name in taken}
     return make(*positional, **arguments)
 
 

@@ -260,7 +260,7 @@ def test_a_non_finite_update_is_skipped_and_counted():
     ("argument", "value", "message"),
     [
         ("num_inner_steps", -1, "num_inner_steps must be at least 0, got -1"),
-        ("inner_learning_rate", -0.1, "inner_learning_rate must not be negative, got -0.1"),
+        ("inner_learning_rate", -0.1, "inner_learning_rate must be finite and not negative, got -0.1"),
         ("num_episodes", 0, "num_episodes must be at least 1, got 0"),
         ("outer_epochs", 0, "outer_epochs must be at least 1, got 0"),
         ("tasks_per_block", 0, "tasks_per_block must be at least 1, got 0"),

@@ -338,8 +338,8 @@ def test_every_memory_is_taken(family, policy):
         ("num_episodes", 0, "num_episodes must be at least 1, got 0"),
         ("epochs", 0, "epochs must be at least 1, got 0"),
         ("minibatches", 0, "minibatches must be at least 1, got 0"),
-        ("clip", -0.1, "clip must not be negative, got -0.1"),
-        ("entropy_weight", -1.0, "entropy_weight must not be negative, got -1.0"),
+        ("clip", -0.1, "clip must be finite and not negative, got -0.1"),
+        ("entropy_weight", -1.0, "entropy_weight must be finite and not negative, got -1.0"),
         ("discount", 1.5, r"discount must be in \[0, 1\], got 1.5"),
         ("unroll_length", 4, "unroll_length must divide the trial's 6 steps, got 4"),
         ("tasks_per_block", 0, "tasks_per_block must be at least 1, got 0"),
@@ -369,7 +369,7 @@ def test_policies_that_do_not_fit_are_refused():
         rl2(family, policies.mlp(family.env.spec), optimizer=adam())
     with pytest.raises(ValueError, match="max_steps of the policy must be at least 6, got 5"):
         rl2(family, policies.snail(family.env.spec, size=2, max_steps=5), optimizer=adam())
-    with pytest.raises(ValueError, match="optimizer of rl2 must do with gradients alone"):
+    with pytest.raises(ValueError, match="optimizer of rl2 must do with gradients and values of the loss"):
         make(optimizer=trpo())
 
 

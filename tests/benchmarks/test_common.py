@@ -56,16 +56,13 @@ def test_the_presets_policy_keeps_its_settings_and_another_has_its_defaults(monk
     assert other.algorithm == known.algorithm
 
 
-def test_a_step_size_decays_over_the_iterations_that_are_run():
+def test_a_preset_can_be_run_for_other_iterations():
     known = preset("rl2", "random-mdp")
-    decay = known.algorithm["optimizer"]["decay_updates"]
-    assert decay == known.training.iterations * known.algorithm["epochs"] * known.algorithm["minibatches"]
-    short = common.rl2_config("random-mdp", "gru", iterations=known.training.iterations // 10)
-    assert short.algorithm["optimizer"]["decay_updates"] == decay // 10
-    assert common.lasting(known, None) == known
-    none = common.lasting(known, 0)
-    assert (none.training.iterations, none.algorithm["optimizer"]["decay_updates"]) == (0, 1)
-    assert common.rl2_config("bandit", "gru", iterations=7).algorithm == preset("rl2", "bandit").algorithm
+    short = common.rl2_config("random-mdp", "gru", iterations=7)
+    assert short == common.dataclasses.replace(
+        known, training=common.dataclasses.replace(known.training, iterations=7)
+    )
+    assert common.rl2_config("random-mdp", "gru") == known
 
 
 @pytest.mark.parametrize("module", ["compare", "scaling", "throughput"])

@@ -52,6 +52,26 @@ def test_skips_a_non_finite_update_of_finite_gradients():
     assert state.skipped == 1
 
 
+def test_skips_an_update_whose_new_state_is_not_finite(adam):
+    # The square of 1e25 overflows: with a second moment of infinity Adam would never move again.
+    optimizer, update = adam
+    _, start = update(GOOD, optimizer.init(PARAMS), PARAMS)
+    updates, state = update(GOOD | {"b": jnp.array(1e25)}, start, PARAMS)
+    assert_trees_equal(updates, jax.tree.map(jnp.zeros_like, PARAMS))
+    assert_trees_equal(state.inner, start.inner)
+    assert state.skipped == 1
+    updates, state = update(GOOD, state, PARAMS)
+    assert state.skipped == 1 and updates["b"] != 0
+
+
+def test_a_state_may_be_infinite_from_the_start():
+    optimizer = skip_nonfinite(optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau()))
+    state = optimizer.init(PARAMS)
+    assert any(jnp.isinf(leaf).any() for leaf in jax.tree.leaves(state.inner))
+    updates, state = optimizer.update(GOOD, state, PARAMS, value=jnp.float32(1.0))
+    assert state.skipped == 0 and updates["b"] != 0
+
+
 def test_extra_arguments_reach_the_wrapped_optimizer_and_are_ignored_by_one_that_takes_none():
     def update(updates, state, params=None, *, factor, **extra_args):
         del params, extra_args

@@ -37,13 +37,13 @@ def run(loss, *, grads=None, kl=kl_to_start, hvp=kl_hvp, **hyperparameters):
     optimizer = trpo(max_kl=MAX_KL, **hyperparameters)
 
     @jax.jit
-    def update(params, state):
+    def update(params, state, grads):
         gradient = jax.grad(loss)(params) if grads is None else grads
         return optimizer.update(
             gradient, state, params, value_and_kl_fn=lambda p: (loss(p), kl(p)), kl_hvp_fn=hvp
         )
 
-    updates, state = update(PARAMS, optimizer.init(PARAMS))
+    updates, state = update(PARAMS, optimizer.init(PARAMS), grads)
     return flatten(updates), state
 
 
@@ -114,6 +114,14 @@ def test_rejects_a_zero_gradient_and_negative_curvature():
     assert is_rejected(*run(linear_loss, hvp=lambda vector: jax.tree.map(jnp.negative, vector)))
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e25])
+def test_the_length_of_the_gradient_does_not_matter(size):
+    step, _ = run(linear_loss)
+    scaled, state = run(linear_loss, grads=unflatten(size * SLOPE))
+    np.testing.assert_allclose(scaled, step, rtol=1e-5)
+    assert state.rejected == 0
+
+
 def test_backtracking_ends():
     calls = []
 
@@ -172,5 +180,5 @@ def test_missing_arguments_are_named():
     ],
 )
 def test_hyperparameters_are_validated(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {value}"):
         trpo(**{name: value})

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import not_negative
 from jmeta.estimators.advantages import root_mean_square
 from jmeta.estimators.surrogates import ppo_clip
 from jmeta.inner import policy_gradient as pg
@@ -43,8 +44,7 @@ def e_maml(
     Raises:
       ValueError: an argument is out of its range.
     """
-    if exploration_weight < 0:
-        raise ValueError(f"exploration_weight must not be negative, got {exploration_weight}")
+    not_negative(exploration_weight=exploration_weight)
     parts = outer.assemble(family, policy, surrogate=surrogate, **others)
 
     def prepare(params: Params, batch: outer.Batch) -> PyTree:

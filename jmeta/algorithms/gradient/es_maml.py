@@ -11,10 +11,21 @@ import optax
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.checks import at_least
+from jmeta.checks import at_least, positive
 from jmeta.inner.loop import mean_return
-from jmeta.optimizers import check_gradients_suffice
-from jmeta.types import Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, PyTree, Task, TaskFamily
+from jmeta.optimizers import check_no_divergence, global_norm, report, update_arguments
+from jmeta.types import (
+    Array,
+    Key,
+    MetaAlgorithm,
+    MetaState,
+    Metrics,
+    Params,
+    Policy,
+    PyTree,
+    Task,
+    TaskFamily,
+)
 
 
 @hyperparameters_of(
@@ -51,14 +62,13 @@ def es_maml(
       ValueError: an argument is out of its range, or the policy keeps observation statistics.
     """
     at_least(1, num_perturbations=num_perturbations)
-    if perturbation_std <= 0:
-        raise ValueError(f"perturbation_std must be positive, got {perturbation_std}")
+    positive(perturbation_std=perturbation_std)
     if others["baseline"] == "value":
         raise ValueError("baseline must be linear or none, got 'value': es-maml trains no critic")
     if "statistics" in policy.parts:
         raise ValueError("es-maml perturbs every parameter: it cannot be used with normalize_observations")
     parts = outer.assemble(family, policy, num_episodes=num_episodes, **others)
-    check_gradients_suffice("es-maml", parts.optimizer, policy)
+    check_no_divergence("es-maml", parts.optimizer, policy)
 
     def one_pair(params: Params, task: Task, key: Key) -> tuple[Params, Metrics]:
         key_noise, key_run = jax.random.split(key)
@@ -83,14 +93,27 @@ def es_maml(
         (gradients, metrics), lost = parallel.mean_over_finite_tasks(
             one_pair, state.params, repeated, keys, block=parts.block
         )
-        updates, opt_state = parts.optimizer.update(gradients, state.opt_state, state.params)
+
+        def value_of(candidate: Params) -> Array:
+            (_, measured), lost_there = parallel.mean_over_finite_tasks(
+                one_pair, candidate, repeated, keys, block=parts.block
+            )
+            return jnp.where(lost_there > lost, jnp.nan, -measured["return_after"])
+
+        updates, opt_state = parts.optimizer.update(
+            gradients,
+            state.opt_state,
+            state.params,
+            **update_arguments(state.step, -metrics["return_after"], gradients, value_of),
+        )
         params = optax.apply_updates(state.params, updates)
         env_steps = jnp.where(lost < num_pairs, metrics["env_steps"] * 2 * (num_pairs - lost), 0)
         metrics |= {
             "env_steps": jnp.round(env_steps).astype(jnp.int32),
-            "gradient_norm": optax.tree.norm(gradients),
+            "gradient_norm": global_norm(gradients),
             "tasks_lost": -(-lost // num_perturbations),
             "skipped": opt_state.skipped,
+            **report(opt_state),
         }
         return MetaState(params, opt_state, state.step + 1), metrics
 

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
-from jmeta.checks import at_least
+from jmeta.checks import at_least, positive
 from jmeta.inner.loop import Learner
 from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
@@ -44,10 +44,10 @@ def imaml(
     Raises:
       ValueError: an argument is out of its range.
     """
+    positive(inner_learning_rate=inner_learning_rate)
     if proximal_weight is None:
-        proximal_weight = 1 / inner_learning_rate if inner_learning_rate > 0 else 1.0
-    if proximal_weight <= 0:
-        raise ValueError(f"proximal_weight must be positive or None, got {proximal_weight}")
+        proximal_weight = 1 / inner_learning_rate
+    positive(proximal_weight=proximal_weight)
     at_least(1, cg_iterations=cg_iterations)
     parts = outer.assemble(
         family,

@@ -10,6 +10,7 @@ import optax
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import in_interval, positive
 from jmeta.inner import policy_gradient as pg
 from jmeta.policies.extended import ExtendedParams, extended
 from jmeta.types import Adapted, Array, Key, MetaAlgorithm, Metrics, Params, Policy, PyTree, Task, TaskFamily
@@ -56,12 +57,8 @@ def meta_gradient(
     Raises:
       ValueError: an argument is out of its range.
     """
-    for name, value in (("discount", discount), ("gae_lambda", gae_lambda)):
-        if not 0.0 < value < 1.0:
-            raise ValueError(f"{name} must be above 0 and below 1, got {value}")
-    for name, value in (("entropy_weight", entropy_weight), ("inner_learning_rate", inner_learning_rate)):
-        if value <= 0.0:
-            raise ValueError(f"{name} must be positive, got {value}")
+    in_interval("(0, 1)", discount=discount, gae_lambda=gae_lambda)
+    positive(entropy_weight=entropy_weight, inner_learning_rate=inner_learning_rate)
     if baseline == "value":
         raise ValueError("baseline must be linear or none, got 'value': a critic has one discount of its own")
     estimation: dict[str, Any] = {

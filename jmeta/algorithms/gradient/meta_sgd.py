@@ -10,6 +10,7 @@ import optax
 
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import at_least, boolean
 from jmeta.policies.extended import ExtendedParams, extended
 from jmeta.types import Array, MetaAlgorithm, Metrics, Params, Policy, PyTree, TaskFamily
 
@@ -39,6 +40,8 @@ def meta_sgd(
     """
     if others["inner"] == "q-learning":
         raise ValueError("inner of meta-sgd must not be 'q-learning': its parameters are more than a table")
+    at_least(0, num_inner_steps=num_inner_steps)
+    boolean(per_step=per_step)
     num_sets = max(num_inner_steps, 1)
 
     def step_sizes(params: Params) -> PyTree:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,20 @@ import optax
 
 from jmeta import inner as inner_loops
 from jmeta import parallel, rollouts
+from jmeta.checks import at_least, boolean, in_unit_interval, not_negative, one_of, without_effect
 from jmeta.conformance import conform
+from jmeta.estimators.surrogates import COMPARABLE, SURROGATES
 from jmeta.inner import policy_gradient as pg
-from jmeta.inner.loop import Learner, inner_loop, mean_return
-from jmeta.optimizers import skip_nonfinite
+from jmeta.inner.loop import DIFFERENTIATIONS, Learner, inner_loop, mean_return
+from jmeta.optimizers import (
+    Requirement,
+    differentiable_at_zero,
+    global_norm,
+    requirement,
+    skip_nonfinite,
+    update_arguments,
+)
+from jmeta.optimizers import report as optimizer_report
 from jmeta.types import (
     Adapted,
     AdaptFn,
@@ -42,6 +53,8 @@ class Parts(NamedTuple):
     inner: InnerLoop
     make_inner: Callable[..., InnerLoop]  # `inner_loop`, arguments filled in as for `inner` unless given
     optimizer: optax.GradientTransformationExtraArgs
+    needs_divergence: bool  # whether the optimizer differentiates the divergence, as TRPO does
+    differentiable: bool  # whether inner steps have derivatives where a gradient is 0
     num_inner_steps: int
     outer_epochs: int
     block: int | None  # tasks side by side on a device
@@ -86,22 +99,27 @@ def assemble(
     Args:
       family: the tasks.
       policy: the policy, whose initial parameters are learned.
-      optimizer: of the outer update; one that needs them gets `value_and_kl_fn` and `kl_hvp_fn`. TRPO wants
-        the linear baseline (a critic has no curvature in the divergence, and would take up the whole step)
-        and one epoch (its bound is from the policies that sampled).
+      optimizer: of the outer update. TRPO, and the optimizers of optax that compare values of the loss (line
+        searches, `reduce_on_plateau`), get them; they need an `outer_surrogate` whose value means something,
+        "ratio" or "ppo-clip". TRPO is for one epoch, because its bound is from the policies that sampled, and
+        does not go with the baseline "value", because the bound does not hold the critic.
       inner: what is learned from, a name in `jmeta.inner.REGISTRY`. Surrogates, `gae_lambda`, `baseline` and
-        `normalize_advantages` are for "policy-gradient" alone; "supervised" does not discount.
+        `normalize_advantages` are for "policy-gradient", and `discount` is not for "supervised": where an
+        argument has no effect, any value but its default is refused.
       num_inner_steps: K, adaptation steps in training, fresh episodes for each.
       inner_learning_rate: step size of the inner optimizer. The gradient of a policy-gradient step is a mean
         over the steps that episodes take, so this number means the same whatever the horizon is.
-      inner_optimizer: step size -> optimiser of the inner step.
+      inner_optimizer: step size -> optimizer of the inner step. If inner steps are differentiated, its update
+        must have a finite derivative where a gradient is 0: optax's Adam then needs `eps_root` > 0.
       num_episodes: N, episodes of one task before each inner step, and again after the last.
       first_order: drop the Hessian of the inner steps (FOMAML).
       differentiation: of the inner steps: "mixed" (forward over reverse), "reverse" (more memory) or
-        "rematerialized" (reverse, recomputing). The gradient is the same.
+        "rematerialized" (reverse, recomputing). The gradient is the same. Under "q-learning", whose steps
+        have no symmetric derivative, "mixed" is "reverse"; `first_order` differentiates no step.
       surrogate: objective of the inner step, a name in `estimators.surrogates.SURROGATES`: it decides which
         terms the Hessian keeps. All but `ratio` and `ppo-clip` have a meaning only at the parameters that
-        sampled: they are for few outer epochs.
+        sampled: they are for few outer epochs. "dice" is made of rewards and the baseline, so `gae_lambda`
+        and `normalize_advantages` have no effect on it.
       outer_surrogate: objective after adaptation, likewise.
       outer_epochs: outer updates on one batch.
       discount: of inner and outer objective, in [0, 1].
@@ -113,31 +131,40 @@ def assemble(
     Raises:
       ValueError: an argument is out of its range.
     """
-    for name, value, least in (("num_inner_steps", num_inner_steps, 0), ("outer_epochs", outer_epochs, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if inner_learning_rate < 0:
-        raise ValueError(f"inner_learning_rate must not be negative, got {inner_learning_rate}")
-    if inner not in inner_loops.REGISTRY:
-        raise ValueError(f"inner must be one of {', '.join(inner_loops.REGISTRY)}, got {inner!r}")
+    at_least(0, num_inner_steps=num_inner_steps)
+    at_least(1, outer_epochs=outer_epochs, num_episodes=num_episodes)
+    not_negative(inner_learning_rate=inner_learning_rate)
+    in_unit_interval(discount=discount, gae_lambda=gae_lambda)
+    boolean(first_order=first_order, normalize_advantages=normalize_advantages)
+    one_of(inner_loops.REGISTRY, inner=inner)
+    one_of(pg.BASELINES, baseline=baseline)
+    one_of(SURROGATES, surrogate=surrogate, outer_surrogate=outer_surrogate)
+    one_of(DIFFERENTIATIONS, differentiation=differentiation)
     family = conform(family)
     rollouts.check_room(policy, family.env.spec.horizon)
-    learner = inner_loops.REGISTRY[inner](
-        family,
-        policy,
-        surrogate=surrogate,
-        outer_surrogate=outer_surrogate,
-        num_episodes=num_episodes,
-        discount=discount,
-        gae_lambda=gae_lambda,
-        baseline=baseline,
-        normalize_advantages=normalize_advantages,
-    )
+    learning: dict[str, Any] = {
+        "surrogate": surrogate,
+        "outer_surrogate": outer_surrogate,
+        "num_episodes": num_episodes,
+        "discount": discount,
+        "gae_lambda": gae_lambda,
+        "baseline": baseline,
+        "normalize_advantages": normalize_advantages,
+    }
+    unused = {name: learning.pop(name) for name in inner_loops.unused_by(inner)}
+    without_effect(f"inner {inner!r} does not use it", _DEFAULTS, **unused)
+    if first_order:
+        because = "first_order does not differentiate inner steps"
+        without_effect(because, _DEFAULTS, differentiation=differentiation)
+    learner = inner_loops.REGISTRY[inner](family, policy, **learning)
+    needs = _requirement(optimizer, policy, learning.get("outer_surrogate"), baseline)
+    step = _make_inner_optimizer(inner_optimizer, inner_learning_rate)
+    differentiable = first_order or num_inner_steps == 0 or differentiable_at_zero(inner_optimizer, policy)
     make_inner = functools.partial(
         inner_loop,
         policy=policy,
         learner=learner,
-        optimizer=inner_optimizer(inner_learning_rate),
+        optimizer=step,
         first_order=first_order,
         differentiation=differentiation,
     )
@@ -147,10 +174,54 @@ def assemble(
         inner=make_inner(),
         make_inner=make_inner,
         optimizer=skip_nonfinite(optimizer),
+        needs_divergence=needs == "divergence",
+        differentiable=differentiable,
         num_inner_steps=num_inner_steps,
         outer_epochs=outer_epochs,
         block=parallel.tasks_per_block(num_episodes, tasks_per_block),
     )
+
+
+def _requirement(
+    optimizer: optax.GradientTransformation, policy: Policy, outer_surrogate: str | None, baseline: str
+) -> Requirement:
+    """What an outer optimizer asks for; ValueError where the loss cannot give it."""
+    needs = requirement(optimizer, policy)
+    if needs != "gradient" and outer_surrogate not in (None, *COMPARABLE):
+        raise ValueError(
+            f"outer_surrogate must be one of {', '.join(COMPARABLE)} for an optimizer that compares values of"
+            f" the loss, as trpo and line searches do, got {outer_surrogate!r}"
+        )
+    if needs == "divergence" and baseline == "value":
+        raise ValueError(
+            "baseline must be linear or none with trpo, got 'value': the divergence does not bound the"
+            " critic, which would take up the whole step"
+        )
+    if needs == "divergence" and not policy.differentiable:
+        raise ValueError(
+            "optimizer must not be trpo with a policy whose probabilities have no derivatives (tabular?)"
+        )
+    return needs
+
+
+def _make_inner_optimizer(
+    make: Callable[[float], optax.GradientTransformation], learning_rate: float
+) -> optax.GradientTransformation:
+    try:
+        optimizer = make(learning_rate)
+    except TypeError as error:
+        reason = str(error)
+    else:
+        if isinstance(optimizer, optax.GradientTransformation):
+            return optimizer
+        reason = f"it gave {optimizer!r}"
+    raise ValueError(
+        "inner_optimizer must be a function of the step size that gives an optax.GradientTransformation, such"
+        f" as optax.sgd, got {make!r}: {reason}"
+    )
+
+
+_DEFAULTS = {name: argument.default for name, argument in inspect.signature(assemble).parameters.items()}
 
 
 class Batch(NamedTuple):
@@ -230,6 +301,12 @@ def algorithm(
       gradient are not finite; if all are, the update is skipped.
     """
     policy, inner, optimizer = parts.policy, parts.inner, parts.optimizer
+    if not parts.differentiable and (gradient is None or parts.needs_divergence):
+        raise ValueError(
+            "inner_optimizer must have a finite derivative where a gradient is 0, because inner steps are"
+            " differentiated: give Adam and its kin eps_root > 0, such as"
+            " lambda rate: optax.adam(rate, eps_root=1e-16), and clip by jmeta.optimizers.clip_by_global_norm"
+        )
     through = meta_loss(parts, loss)
 
     def loss_and_gradient(params: Params, collected: Collected, extra: PyTree) -> tuple[Array, Params]:
@@ -269,11 +346,17 @@ def algorithm(
                 gradients,
                 opt_state,
                 params,
-                value_and_kl_fn=value_and_kl,
-                kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), collected)[0],
+                **update_arguments(
+                    state.step,
+                    value,
+                    gradients,
+                    lambda candidate: value_and_kl(candidate)[0],
+                    value_and_kl_fn=value_and_kl,
+                    kl_hvp_fn=lambda vector: mean(kl_hvp, (params, vector), collected)[0],
+                ),
             )
             params = optax.apply_updates(params, updates)
-            metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients), "tasks_lost": lost}
+            metrics = {"loss": value, "gradient_norm": global_norm(gradients), "tasks_lost": lost}
             return (params, opt_state), metrics
 
         (params, opt_state), metrics = jax.lax.scan(
@@ -284,7 +367,7 @@ def algorithm(
         reported = jax.vmap(parts.learner.report)(collected.post)
         reported = jax.tree.map(batch.mean, reported)
         metrics = first | returns(parts, batch) | {"tasks_lost": metrics["tasks_lost"].max()} | reported
-        metrics |= report(params) | {"kl": kl, "skipped": opt_state.skipped}
+        metrics |= report(params) | {"kl": kl, "skipped": opt_state.skipped} | optimizer_report(opt_state)
         post = collected.post
         kept = jax.lax.expand_dims(batch.kept, range(1, post.mask.ndim))
         params = policy.observe(params, post.inputs.obs, kept * post.mask)
@@ -321,7 +404,9 @@ def adapt(parts: Parts) -> AdaptFn:
     def adapt(
         params: Params, task: Task, key: Key, num_steps: int | None = None
     ) -> tuple[Adapted, AdaptInfo]:
-        return parts.inner.adapt(params, task, key, parts.num_inner_steps if num_steps is None else num_steps)
+        num_steps = parts.num_inner_steps if num_steps is None else num_steps
+        at_least(0, num_steps=num_steps)
+        return parts.inner.adapt(params, task, key, num_steps)
 
     return adapt
 

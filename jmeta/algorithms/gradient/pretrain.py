@@ -21,7 +21,8 @@ def pretrain(
     The hyperparameters are `maml`'s; the inner ones take effect in adaptation only. Training adapts nothing,
     so its metric `return_after` is `return_before`.
     """
-    tuned = maml(family, policy, num_inner_steps=num_inner_steps, num_episodes=num_episodes, **others)
+    fine_tuning = others | {"first_order": True, "differentiation": "mixed"}  # it is never differentiated
+    tuned = maml(family, policy, num_inner_steps=num_inner_steps, num_episodes=num_episodes, **fine_tuning)
     num_episodes *= num_inner_steps + 1
     trained = maml(family, policy, num_inner_steps=0, num_episodes=num_episodes, **others)
     return trained._replace(adapt=tuned.adapt)

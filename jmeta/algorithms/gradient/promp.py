@@ -9,6 +9,7 @@ import jax
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import not_negative
 from jmeta.inner import policy_gradient as pg
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
 
@@ -36,8 +37,7 @@ def promp(
     Raises:
       ValueError: an argument is out of its range.
     """
-    if kl_penalty < 0:
-        raise ValueError(f"kl_penalty must not be negative, got {kl_penalty}")
+    not_negative(kl_penalty=kl_penalty)
     parts = outer.assemble(
         family, policy, outer_surrogate=outer_surrogate, outer_epochs=outer_epochs, **others
     )

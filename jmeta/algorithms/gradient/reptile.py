@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
 from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.checks import boolean
 from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, Task, TaskFamily
 
 
@@ -31,6 +32,7 @@ def reptile(
     Raises:
       ValueError: an argument is out of its range.
     """
+    boolean(serial=serial)
     parts = outer.assemble(family, policy, num_inner_steps=num_inner_steps, **others)
 
     def gradient(params: Params, data: outer.Collected) -> tuple[Array, Params]:
@@ -43,11 +45,16 @@ def reptile(
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         turns = jax.tree.map(lambda x: x[:, None], tasks)
         keys = parallel.task_keys(key, jax.tree.leaves(tasks)[0].shape[0])
-        after, metrics = jax.lax.scan(lambda state, turn: batched.update(state, *turn), state, (turns, keys))
+
+        def one_turn(state: MetaState, turn: tuple[Task, Key]) -> tuple[MetaState, Metrics]:
+            after, metrics = batched.update(state, *turn)
+            return after._replace(step=state.step), metrics  # all turns belong to one iteration
+
+        after, metrics = jax.lax.scan(one_turn, state, (turns, keys))
         kept = metrics["tasks_lost"] == 0
         means = {name: jnp.where(kept, x, 0).sum() / kept.sum() for name, x in metrics.items()}
         counts = {name: metrics[name].sum() for name in ("env_steps", "tasks_lost")}
-        counts["skipped"] = metrics["skipped"][-1]
+        counts |= {name: metrics[name][-1] for name in ("skipped", "rejected") if name in metrics}  # so far
         return after._replace(step=state.step + 1), means | counts
 
     return batched._replace(update=update)

@@ -33,7 +33,7 @@ def scratch(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
 
     The hyperparameters are `maml`'s.
     """
-    tuned = maml(family, policy, optimizer=optax.identity(), **others)
+    tuned = maml(family, policy, optimizer=optax.identity(), first_order=True, **others)
 
     def update(state: MetaState, tasks: Task, key: Key) -> tuple[MetaState, Metrics]:
         unchanged, metrics = tuned.update(state, tasks, key)

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from jmeta import parallel, rollouts
-from jmeta.checks import at_least, in_unit_interval
+from jmeta.checks import at_least, boolean, in_unit_interval, not_negative
 from jmeta.conformance import conform
 from jmeta.estimators import advantages
 from jmeta.estimators.surrogates import PolicyGradientBatch, ppo_clip
-from jmeta.optimizers import check_gradients_suffice, skip_nonfinite
+from jmeta.optimizers import check_no_divergence, global_norm, report, skip_nonfinite, update_arguments
 from jmeta.types import (
     Adapted,
     AdaptInfo,
@@ -95,11 +95,11 @@ def rl2(
     family = conform(family)
     episodes = family.env.spec.trial_episodes if num_episodes is None else num_episodes
     at_least(1, num_episodes=episodes, epochs=epochs, minibatches=minibatches)
-    weights = {"clip": clip, "entropy_weight": entropy_weight, "value_weight": value_weight}
-    for name, weight in weights.items():
-        if weight < 0:
-            raise ValueError(f"{name} must not be negative, got {weight}")
+    not_negative(clip=clip, entropy_weight=entropy_weight, value_weight=value_weight)
+    boolean(normalize_advantages=normalize_advantages)
     in_unit_interval(discount=discount, gae_lambda=gae_lambda)
+    if not policy.differentiable:
+        raise ValueError("policy of rl2 must have probabilities with derivatives, got one without (tabular?)")
     if not policy.has_critic:
         raise ValueError("rl2 needs a policy with a critic, such as mlp(..., critic=True), got one without")
     if not policy.differentiable:
@@ -109,12 +109,13 @@ def rl2(
     length = episodes * family.env.spec.horizon
     rollouts.check_room(policy, length)
     chunk = length if unroll_length is None else unroll_length
-    if chunk < 1 or length % chunk:
+    at_least(1, unroll_length=chunk)
+    if length % chunk:
         raise ValueError(f"unroll_length must divide the trial's {length} steps, got {unroll_length}")
     # Episodes that leave room for one more.
     room = None if policy.max_steps is None else policy.max_steps // family.env.spec.horizon - 1
+    check_no_divergence("rl2", optimizer, policy)
     optimizer = skip_nonfinite(optimizer)
-    check_gradients_suffice("rl2", optimizer, policy)
     block = parallel.tasks_per_block(1, tasks_per_block)
 
     # For ONE task.
@@ -186,11 +187,17 @@ def rl2(
             params, opt_state = loop
             index, weight = chosen
             part = jax.tree.map(lambda x: x[index], trials)
+            weight = weight * kept[index]
             (value, entropy), gradients = parallel.value_and_grad_over_tasks(
-                loss, params, part, weight=weight * kept[index], block=block
+                loss, params, part, weight=weight, block=block
             )
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            metrics = {"loss": value, "entropy": entropy, "gradient_norm": optax.tree.norm(gradients)}
+
+            def value_of(candidate: Params) -> Array:
+                return parallel.mean_over_tasks(loss, candidate, part, weight=weight, block=block)[0]
+
+            arguments = update_arguments(state.step, value, gradients, value_of)
+            updates, opt_state = optimizer.update(gradients, opt_state, params, **arguments)
+            metrics = {"loss": value, "entropy": entropy, "gradient_norm": global_norm(gradients)}
             return (optax.apply_updates(params, updates), opt_state), metrics
 
         places, weight = _minibatches(num_tasks, minibatches)
@@ -209,6 +216,7 @@ def rl2(
             "return_trial": mean(returns.sum(-1)),
             "tasks_lost": (num_tasks - kept.sum()).astype(jnp.int32),
             "skipped": opt_state.skipped,
+            **report(opt_state),
             "env_steps": taken.sum().astype(jnp.int32),
         }
         params = policy.observe(params, steps.inputs.obs, steps.mask)
@@ -219,6 +227,7 @@ def rl2(
     ) -> tuple[Adapted, AdaptInfo]:
         start = Adapted(params, policy.initial_carry())
         num_steps = episodes - 1 if num_steps is None else num_steps
+        at_least(0, num_steps=num_steps)
         if room is not None and num_steps > room:
             raise ValueError(f"num_steps must be at most {room}, got {num_steps}: the memory holds no more")
         adapted, _, returns = rollouts.trial(family.env, policy, start, task, key, num_steps)
