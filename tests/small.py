@@ -11,6 +11,8 @@ import numpy as np
 import optax
 
 from jmeta import algorithms, parallel, policies, tasks, training
+from jmeta.envs import probes
+from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
 
 NUM_TASKS = 4
 
@@ -37,6 +39,38 @@ def algorithm(name):
 
 def sample_tasks(key, num=NUM_TASKS):
     return jax.vmap(family().sample)(jax.random.split(key, num))
+
+
+def drifting():
+    """An algorithm that compiles in no time: parameters drift to the tasks, with noise and momentum."""
+
+    def init(key):
+        params = jax.random.normal(key, (3,))
+        return MetaState(params, jnp.zeros(3), jnp.zeros((), jnp.int32))
+
+    def update(state, tasks, key):
+        def pull(params, task, key):
+            return task - params + 0.1 * jax.random.normal(key, (3,))
+
+        keys = parallel.task_keys(key, tasks.shape[0])
+        force = parallel.mean_over_tasks(pull, state.params, tasks, keys)
+        momentum = 0.9 * state.opt_state + force
+        metrics = {
+            "return_before": state.params.sum(),
+            "return_after": state.params.sum() + tasks.mean(),
+            "env_steps": jnp.int32(7),
+        }
+        return MetaState(state.params + 0.1 * momentum, momentum, state.step + 1), metrics
+
+    return MetaAlgorithm(init, update, None, None)
+
+
+NUMBERS = TaskFamily(
+    "numbers",
+    probes.constant_reward(),
+    lambda key: jax.random.normal(key, (3,)),
+    lambda key: jnp.full(3, jnp.nan),
+)
 
 
 class Chunks:

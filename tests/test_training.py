@@ -11,53 +11,18 @@ import time
 import weakref
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta import parallel, training
-from jmeta.envs import probes
+from jmeta import training
 from jmeta.runs import RunFolder, checkpoints, resolve
 from jmeta.runs.config import build
-from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
 from tests import small
-
-
-def drifting():
-    """An algorithm that compiles in no time: parameters drift to the tasks, with noise and momentum."""
-
-    def init(key):
-        params = jax.random.normal(key, (3,))
-        return MetaState(params, jnp.zeros(3), jnp.zeros((), jnp.int32))
-
-    def update(state, tasks, key):
-        def pull(params, task, key):
-            return task - params + 0.1 * jax.random.normal(key, (3,))
-
-        keys = parallel.task_keys(key, tasks.shape[0])
-        force = parallel.mean_over_tasks(pull, state.params, tasks, keys)
-        momentum = 0.9 * state.opt_state + force
-        metrics = {
-            "return_before": state.params.sum(),
-            "return_after": state.params.sum() + tasks.mean(),
-            "env_steps": jnp.int32(7),
-        }
-        return MetaState(state.params + 0.1 * momentum, momentum, state.step + 1), metrics
-
-    return MetaAlgorithm(init, update, None, None)
-
-
-FAMILY = TaskFamily(
-    "numbers",
-    probes.constant_reward(),
-    lambda key: jax.random.normal(key, (3,)),
-    lambda key: jnp.full(3, jnp.nan),
-)
 
 
 def train(iterations=8, **options):
     options = {"num_tasks": 4, "log_every": 2, "checkpoint_every": 4} | options
-    return training.train(drifting(), FAMILY, iterations=iterations, **options)
+    return training.train(small.drifting(), small.NUMBERS, iterations=iterations, **options)
 
 
 @pytest.fixture
@@ -98,19 +63,19 @@ def test_a_run_compiles_once_with_a_shorter_last_chunk():
 
 
 def test_a_second_call_for_the_same_algorithm_and_sizes_compiles_nothing():
-    algorithm = drifting()
+    algorithm = small.drifting()
     options = {"num_tasks": 4, "log_every": 2, "checkpoint_every": 4}
-    states = [training.train(algorithm, FAMILY, iterations=3, **options)]
+    states = [training.train(algorithm, small.NUMBERS, iterations=3, **options)]
     with small.compilations() as compiled:
         for iterations in (3, 5):
-            states.append(training.train(algorithm, FAMILY, iterations=iterations, **options))
+            states.append(training.train(algorithm, small.NUMBERS, iterations=iterations, **options))
     assert compiled == []
     assert small.bits(states[0]) == small.bits(states[1]) != small.bits(states[2])
 
 
 def test_nothing_of_an_algorithm_outlives_it():
-    algorithm = drifting()
-    training.train(algorithm, FAMILY, iterations=1, num_tasks=4)
+    algorithm = small.drifting()
+    training.train(algorithm, small.NUMBERS, iterations=1, num_tasks=4)
     update = weakref.ref(algorithm.update)
     del algorithm
     gc.collect()
@@ -157,7 +122,9 @@ def test_every_iteration_is_logged(straight):
     assert len({record["return_after"] for record in records}) == 8
     # return_before is that of the parameters before the update, so that it starts at the initial ones.
     key_init, _ = jax.random.split(jax.random.key(0))
-    np.testing.assert_allclose(records[0]["return_before"], drifting().init(key_init).params.sum(), rtol=1e-6)
+    np.testing.assert_allclose(
+        records[0]["return_before"], small.drifting().init(key_init).params.sum(), rtol=1e-6
+    )
 
 
 def test_tasks_are_fresh_in_every_iteration():
@@ -194,7 +161,7 @@ def test_no_iterations_give_the_initial_state(new_run):
     state = train(0, run=run, callback=seen.append)
     assert state.step == 0 and seen == [] and run.read_metrics() == []
     key_init, _ = jax.random.split(jax.random.key(0))
-    assert small.bits(state) == small.bits(jax.jit(drifting().init)(key_init))
+    assert small.bits(state) == small.bits(jax.jit(small.drifting().init)(key_init))
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import re
 import shlex
 import signal
+from collections.abc import Callable
 from typing import Literal
 
 import jax
+from rich.console import Console
 
 from jmeta import training
 from jmeta.cli.errors import Stopped, user_errors
@@ -18,7 +21,7 @@ from jmeta.cli.output import console
 from jmeta.cli.signals import StopRequests
 from jmeta.cli.start import Processes, start_jax
 from jmeta.reporting.progress import ProgressReporter, warning
-from jmeta.runs.config import RunConfig, build
+from jmeta.runs.config import RunConfig, Training, build
 from jmeta.runs.files import local_path
 from jmeta.runs.folder import Restored, RunFolder
 from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
@@ -73,7 +76,7 @@ class Request:
 def train_run(request: Request) -> None:
     """Trains, shows the progress, and says how to go on if it ends early."""
     settings = request.config.training
-    hint = f"jmeta train --resume --run-dir {shlex.quote(str(request.path))}"
+    path = shlex.quote(str(request.path))
     with contextlib.ExitStack() as held:
         with user_errors():
             family, algorithm = _build(request.config, request.processes)
@@ -96,33 +99,49 @@ def train_run(request: Request) -> None:
         if notes or (request.resumed and done < settings.iterations):
             why = f": {'; '.join(notes)}" if notes else ""
             out.print(f"going on from iteration {done}{why}", soft_wrap=True)
-        if request.resumed and done == settings.iterations:
+        if done == settings.iterations:
             out.print(f"all {done} iterations are done; --iterations trains on", soft_wrap=True)
-
-        def answer() -> None:
-            out.print("stopping after the iterations that are running; a second signal ends at once")
-
-        def restore_terminal() -> None:
-            out.show_cursor(True)
-
-        stop = StopRequests(answer, restore_terminal)
-        report = ProgressReporter(out, settings.iterations, settings.num_tasks)
-        try:
-            with user_errors((OSError,), hint=f"; when that is mended, go on with: {hint}"), stop, report:
-                state = training.train_from(
-                    start, algorithm, family, settings, run=run, callback=report, stop=stop
-                ).meta
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with: {hint}") from None
-        if int(state.step) < settings.iterations:
-            word = "interrupted" if stop.signum == signal.SIGINT else "terminated"
-            raise Stopped(f"{word}; go on with: {hint}", stop.signum or signal.SIGTERM)
-        out.print(f"evaluate it with: jmeta evaluate {shlex.quote(str(run.path))}", soft_wrap=True)
-        problem = warning(run.read_metrics(), settings.num_tasks)
-        if problem is None and report.warning is not None:
-            problem = f"since the last report, {report.warning}"
+            problem = None
+        else:
+            loop = functools.partial(training.train_from, start, algorithm, family, settings, run=run)
+            problem = _watch(loop, settings, out, f"go on with: jmeta train --resume --run-dir {path}")
+        out.print(f"evaluate it with: jmeta evaluate {path}", soft_wrap=True)
+        problem = warning(run.read_metrics(), settings.num_tasks) or problem
         if problem is not None:
             out.print(f"warning: {problem}", soft_wrap=True)
+
+
+def _watch(
+    loop: Callable[..., training.TrainState], settings: Training, out: Console, hint: str
+) -> str | None:
+    """Runs a loop to its end, showing its progress; returns a warning about what was last reported, if any.
+
+    Args:
+      loop: takes `callback` and `stop`, as `training.train_from` does.
+      settings: of the run.
+      out: where to write.
+      hint: how to go on if the loop ends early.
+    """
+
+    def answer() -> None:
+        out.print(
+            "stopping after the iterations that are running; a second signal ends at once", soft_wrap=True
+        )
+
+    def restore_terminal() -> None:
+        out.show_cursor(True)
+
+    stop = StopRequests(answer, restore_terminal)
+    report = ProgressReporter(out, settings.iterations, settings.num_tasks)
+    try:
+        with user_errors((OSError,), hint=f"; when that is mended, {hint}"), stop, report:
+            end = loop(callback=report, stop=stop)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(hint) from None
+    if int(end.meta.step) < settings.iterations:
+        word = "interrupted" if stop.signum == signal.SIGINT else "terminated"
+        raise Stopped(f"{word}; {hint}", stop.signum or signal.SIGTERM)
+    return report.warning and f"since the last report, {report.warning}"
 
 
 def _build(config: RunConfig, processes: Processes) -> tuple[TaskFamily, MetaAlgorithm]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jmeta.compiled import once
+from jmeta.conformance import conform
 from jmeta.evaluation import evaluate
 from jmeta.types import MetaAlgorithm, Params, TaskFamily
 
@@ -35,7 +36,7 @@ def evaluation_record(
     key = jax.random.fold_in(jax.random.key(seed), 2**31 - 2)
 
     def count_steps() -> int:
-        task = jax.eval_shape(family.sample, key)
+        task = jax.eval_shape(conform(family).sample, key)
         return jax.eval_shape(
             lambda *arguments: algorithm.adapt(*arguments)[1], params, task, key
         ).returns.shape[0]
