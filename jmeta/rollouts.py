@@ -122,11 +122,7 @@ def trial(
     def one(adapted: Adapted, key: Key) -> tuple[Adapted, Rollout]:
         return episode(env, policy, adapted, task, key)
 
-    # The carry of a scan has one structure: the first episode is told of a transition that is all zeros.
-    if adapted.previous is None:
-        nothing = LastTransition(_no_action(env), jnp.zeros(()), jnp.zeros((), bool))
-        adapted = adapted._replace(previous=nothing)
-    adapted, episodes = jax.lax.scan(one, adapted, jax.random.split(key, num_episodes))
+    adapted, episodes = jax.lax.scan(one, begin_trial(env, adapted), jax.random.split(key, num_episodes))
     steps = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), episodes)
     last: dict[str, Any] = {"last_obs": episodes.last_obs, "last_value": episodes.last_value}
     if not env.spec.terminates:
@@ -137,6 +133,16 @@ def trial(
     fields = {name: field for name, field in steps._asdict().items() if name not in last}
     in_order = jax.tree.map(lambda x: x[order], fields)
     return adapted, Rollout(**in_order, **last), episodes.reward.sum(-1)
+
+
+def begin_trial(env: Env, adapted: Adapted) -> Adapted:
+    """A policy before its first episode, told of a previous transition that is all zeros.
+
+    So its structure is that of a policy after an episode, as the carry of a scan must be.
+    """
+    if adapted.previous is not None:
+        return adapted
+    return adapted._replace(previous=LastTransition(_no_action(env), jnp.zeros(()), jnp.zeros((), bool)))
 
 
 def check_room(policy: Policy, num_steps: int) -> None:

@@ -176,22 +176,25 @@ class AdaptInfo(NamedTuple):
     Attributes:
       returns: [K] mean undiscounted return of the episodes collected before each adaptation step.
       data: what `InnerLoop.replay` needs, leading axis [K].
+      path: the policy before each step, as `Adapted`, leading axis [K]. Evaluation plays from each of them.
     """
 
     returns: Array
     data: PyTree
+    path: Adapted
 
 
 class InnerLoop(NamedTuple):
     """Adaptation, twice: stepping the environment, and differentiably on stored data.
 
-    `adapt(params, task, key, num_steps)`; `num_steps` is static. `replay(params, data)` repeats the same
-    parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned. `path` returns
-    beside them the parameters [K, ...] before each step, which collected its data. Both are for reverse mode;
-    `replay_jvp(params, data, tangent)` is the forward derivative of `replay`, (adapted params, tangent).
+    `adapt(params, task, key, num_steps, step_scale=None)`; see `AdaptFn`. `replay(params, data)` repeats
+    the same parameter updates on `AdaptInfo.data`: for equal params it returns what `adapt` returned. `path`
+    returns beside them the parameters [K, ...] before each step, which collected its data. Both are for
+    reverse mode; `replay_jvp(params, data, tangent)` is the forward derivative of `replay`, (adapted params,
+    tangent).
     """
 
-    adapt: Callable[[Params, Task, Key, int], tuple[Adapted, AdaptInfo]]
+    adapt: Callable[..., tuple[Adapted, AdaptInfo]]
     replay: Callable[[Params, PyTree], Params]
     path: Callable[[Params, PyTree], tuple[Params, Params]]
     replay_jvp: Callable[[Params, PyTree, Params], tuple[Params, Params]]
@@ -206,12 +209,27 @@ class MetaState(NamedTuple):
 
 
 class AdaptFn(Protocol):
-    """Type of `MetaAlgorithm.adapt`: (params, task, key, num_steps=None) -> (Adapted, AdaptInfo)."""
+    """Type of `MetaAlgorithm.adapt`: (params, task, key, num_steps, step_scale) -> (Adapted, AdaptInfo)."""
 
     def __call__(
-        self, params: Params, task: Task, key: Key, num_steps: int | None = None
+        self,
+        params: Params,
+        task: Task,
+        key: Key,
+        num_steps: int | None = None,
+        step_scale: float | Array | None = None,
     ) -> tuple[Adapted, AdaptInfo]:
-        """Adapts to one task; `num_steps` is static, None means as many as in training."""
+        """Adapts to one task.
+
+        Args:
+          params: meta-parameters.
+          task: one task.
+          key: consumed.
+          num_steps: static; None means as many as in training.
+          step_scale: factor on every change of the parameters, so that adaptation can be tried with other
+            step sizes than those of training, learned ones included; it may be traced. None means 1. Methods
+            that adapt by their memory have no such steps, and refuse a number.
+        """
         ...
 
 

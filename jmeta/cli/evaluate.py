@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import pathlib
 import sys
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jmeta.cli.errors import user_errors
 from jmeta.cli.flags import parse
 from jmeta.cli.start import start_jax
+
+if TYPE_CHECKING:
+    from jmeta.evaluation import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +25,15 @@ class Evaluate:
     run_dir: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """Folder of a run."""
     tasks: int = 100
-    """Fresh tasks."""
+    """Tasks, drawn anew."""
     steps: int | None = None
     """Adaptation steps; default 3. Of a policy with a memory, episodes; default all but the trial's last."""
     episodes: int = 20
-    """Episodes of a task after the last step."""
+    """Measured episodes of each task after each adaptation step; adaptation does not learn from them."""
+    deterministic: bool = False
+    """Act by the mode of the policy's distribution in the measured episodes. Adaptation always samples."""
+    checkpoint: str = "last"
+    """Which checkpoint: last, best (by the return on held-out tasks while training), or an iteration."""
     split: Literal["train", "heldout"] = "train"
     """Distribution of the tasks: that of training, or the family's held-out one."""
     seed: int = 0
@@ -35,14 +43,13 @@ class Evaluate:
 
 
 def main(argv: list[str]) -> None:
-    """Adapts a run to fresh tasks, prints the returns and writes them to evaluation.json."""
+    """Adapts a run to fresh tasks, prints the returns, and writes evaluation.json and evaluation.npz."""
     from rich.console import Console
 
     summary = "Adapts a trained run to fresh tasks and tabulates the returns."
     flags = parse(Evaluate, argv, "jmeta evaluate", summary)
     with user_errors():
         from jmeta.runs.config import SEED_LIMIT, build
-        from jmeta.runs.files import write_json
         from jmeta.runs.folder import RunFolder
 
         for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1), ("seed", 0)):
@@ -50,6 +57,7 @@ def main(argv: list[str]) -> None:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")
         if flags.seed >= SEED_LIMIT:
             raise ValueError(f"--seed must be below {SEED_LIMIT}, got {flags.seed}")
+        checkpoint = _checkpoint(flags.checkpoint)
         run = RunFolder.open(flags.run_dir)
         if run.latest_checkpoint() is None:
             raise ValueError(f"run folder {flags.run_dir!r} has no checkpoint yet")
@@ -67,7 +75,7 @@ def main(argv: list[str]) -> None:
         steps = evaluation.adaptation_steps(algorithm, flags.steps)
         if flags.plot is not None:
             plots.check(flags.plot)
-        iteration, state, notes = training.restore(run, algorithm, "last")
+        iteration, state, notes = training.restore(run, algorithm, checkpoint)
     if notes:
         print(f"evaluating iteration {iteration}: {'; '.join(notes)}", file=sys.stderr)
     mesh = parallel.task_mesh()
@@ -76,30 +84,68 @@ def main(argv: list[str]) -> None:
             algorithm,
             family,
             parallel.replicate(state.meta.params, mesh),
-            # Far from the numbers that training folds in, so that equal seeds share no key.
-            jax.random.fold_in(jax.random.key(flags.seed), 2**31 - 1),
+            evaluation.evaluation_key(flags.seed),
             num_tasks=flags.tasks,
             num_steps=steps,
             num_episodes=flags.episodes,
             heldout=flags.split == "heldout",
+            deterministic=flags.deterministic,
         )
+    title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
+    # What was computed is shown before anything is written, which may fail.
+    console = Console(highlight=False)
+    console.print(title, soft_wrap=True)
+    curve = (result.steps, result.return_mean, result.return_low, result.return_high, result.optimal_mean)
+    console.print(adaptation_table(*curve, measures=result.measure_means))
+    if result.tasks_lost:
+        console.print(_lost(result), soft_wrap=True)
+    with user_errors():
+        _write(run.path, result, flags, iteration)
+        if flags.plot is not None:
+            plots.adaptation_curve(flags.plot, title, *curve)
+
+
+def _checkpoint(word: str) -> int | Literal["last", "best"]:
+    """Which checkpoint the user wants; ValueError for anything but last, best or an iteration."""
+    if word == "last":
+        return "last"
+    if word == "best":
+        return "best"
+    if not word.isascii() or not word.isdecimal():
+        raise ValueError(f"--checkpoint must be last, best or an iteration, got {word!r}")
+    return int(word)
+
+
+def _lost(result: Evaluation) -> str:
+    lost, because = f"{result.tasks_lost} of {result.num_tasks} tasks were lost", "was not finite"
+    if result.tasks_lost == result.num_tasks:
+        return f"{lost}: something in the episodes of each {because}. There is no return to report."
+    return f"{lost}, because something in their episodes {because}. The table is of the others."
+
+
+def _write(folder: pathlib.Path, result: Evaluation, flags: Evaluate, iteration: int) -> None:
+    """Writes the summary, evaluation.json, and every episode with its task, evaluation.npz."""
+    import numpy as np
+
+    from jmeta.runs.files import write_atomically, write_json
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **result.arrays())
+    write_atomically(folder / "evaluation.npz", buffer.getvalue())
     record = {
         "steps": result.steps,
         "return_mean": result.return_mean,
         "return_low": result.return_low,
         "return_high": result.return_high,
+        "interval": "95 % over the tasks of this run",
         "optimal_mean": result.optimal_mean,
+        "measures": result.measure_means,
         "num_tasks": flags.tasks,
+        "tasks_lost": result.tasks_lost,
         "num_episodes": flags.episodes,
+        "deterministic": flags.deterministic,
         "split": flags.split,
         "seed": flags.seed,
         "iteration": iteration,
     }
-    write_json(run.path / "evaluation.json", record)
-    title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
-    console = Console(highlight=False)
-    console.print(title, soft_wrap=True)
-    curve = (result.steps, result.return_mean, result.return_low, result.return_high, result.optimal_mean)
-    console.print(adaptation_table(*curve))
-    if flags.plot is not None:
-        plots.adaptation_curve(flags.plot, title, *curve)
+    write_json(folder / "evaluation.json", record)

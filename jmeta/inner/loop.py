@@ -66,21 +66,32 @@ def inner_loop(
         params = start(params)
         return params, optimizer.init(params)
 
-    def update(gradient: Gradient, params: Params, opt_state: PyTree, batch: PyTree) -> tuple[Params, PyTree]:
+    def update(
+        gradient: Gradient,
+        params: Params,
+        opt_state: PyTree,
+        batch: PyTree,
+        step_scale: float | Array | None = None,
+    ) -> tuple[Params, PyTree]:
         gradients = gradient(params, batch)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
+        if step_scale is not None:
+            updates = jax.tree.map(lambda update: step_scale * update, updates)
         return optax.apply_updates(params, updates), opt_state
 
-    def adapt(params: Params, task: Task, key: Key, num_steps: int) -> tuple[Adapted, AdaptInfo]:
+    def adapt(
+        params: Params, task: Task, key: Key, num_steps: int, step_scale: float | Array | None = None
+    ) -> tuple[Adapted, AdaptInfo]:
         def step(loop: PyTree, key: Key) -> tuple[PyTree, PyTree]:
             params, opt_state = loop
-            batch = learner.collect(Adapted(params, policy.initial_carry()), task, key)
-            return update(learner.gradient, params, opt_state, batch), batch
+            before = Adapted(params, policy.initial_carry())
+            batch = learner.collect(before, task, key)
+            return update(learner.gradient, params, opt_state, batch, step_scale), (batch, before)
 
-        (params, _), data = jax.lax.scan(step, begin(params), jax.random.split(key, num_steps))
-        return Adapted(params, policy.initial_carry()), AdaptInfo(mean_return(data), data)
+        (params, _), (data, path) = jax.lax.scan(step, begin(params), jax.random.split(key, num_steps))
+        return Adapted(params, policy.initial_carry()), AdaptInfo(mean_return(data), data, path)
 
     def path_with(gradient: Gradient, params: Params, data: PyTree) -> tuple[Params, Params]:
         def step(loop: PyTree, batch: PyTree) -> tuple[PyTree, Params]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -15,26 +15,38 @@ def adaptation_table(
     return_low: Sequence[float],
     return_high: Sequence[float],
     optimal_mean: float | None = None,
+    measures: Mapping[str, Sequence[float]] | None = None,
 ) -> Table:
-    """Return after each number of adaptation steps, with its interval, and the regret; n/a for NaN.
+    """Return after each number of adaptation steps, its interval, the regret and other measures; n/a for NaN.
 
     Args:
       steps: [S] adaptation steps done.
       return_mean: [S] mean undiscounted return over tasks.
-      return_low: [S] lower end of its 95 % interval.
+      return_low: [S] lower end of its 95 % interval over the tasks.
       return_high: [S] upper end.
       optimal_mean: mean optimal return, where it is known.
+      measures: name -> [S] mean over tasks; one column each.
     """
+    columns = {"adaptation steps": [str(step) for step in steps]}
+    columns["mean return"] = [_number(mean) for mean in return_mean]
+    columns["95 % interval over tasks"] = [
+        "n/a" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+        for low, high in zip(return_low, return_high, strict=True)
+    ]
+    if optimal_mean is not None:
+        columns["regret"] = [_number(optimal_mean - mean) for mean in return_mean]
+    for name, means in (measures or {}).items():
+        columns[name] = [_number(mean) for mean in means]
     table = Table()
-    known = optimal_mean is not None
-    for heading in ("adaptation steps", "mean return", "95 % interval", *(["regret"] if known else [])):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for step, mean, low, high in zip(steps, return_mean, return_low, return_high, strict=True):
-        interval = Text("n/a" if math.isnan(low) else f"[{low:.2f}, {high:.2f}]")
-        numbers = [mean] if optimal_mean is None else [mean, optimal_mean - mean]
-        shown = ["n/a" if math.isnan(number) else f"{number:.2f}" for number in numbers]
-        table.add_row(str(step), shown[0], interval, *shown[1:])
+    for heading in columns:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*map(Text, row))
     return table
+
+
+def _number(value: float) -> str:
+    return "n/a" if math.isnan(value) else f"{value:.2f}"
 
 
 def components_table(title: str, rows: Sequence[tuple[str, str]]) -> Table:

@@ -7,7 +7,8 @@ timings.jsonl      wall-clock times of the same iterations
 evaluations.jsonl  one line per evaluation while training: deterministic values only
 checkpoints/       see `jmeta.runs.checkpoints`
 best.json          which checkpoint had the highest return on held-out tasks, and that return
-evaluation.json    the last evaluation
+evaluation.json    the last evaluation: means and intervals
+evaluation.npz     every episode of it, with its task
 lock               empty; locked by the process that trains, see `jmeta.runs.files.Lock`
 
 Numbers that are not finite are null: JSON has no others. Of several processes only the first one writes; the

@@ -402,11 +402,15 @@ def adapt(parts: Parts) -> AdaptFn:
     """`MetaAlgorithm.adapt`: the inner loop."""
 
     def adapt(
-        params: Params, task: Task, key: Key, num_steps: int | None = None
+        params: Params,
+        task: Task,
+        key: Key,
+        num_steps: int | None = None,
+        step_scale: float | Array | None = None,
     ) -> tuple[Adapted, AdaptInfo]:
         num_steps = parts.num_inner_steps if num_steps is None else num_steps
         at_least(0, num_steps=num_steps)
-        return parts.inner.adapt(params, task, key, num_steps)
+        return parts.inner.adapt(params, task, key, num_steps, step_scale)
 
     return adapt
 

@@ -12,6 +12,7 @@ from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.types import (
     Adapted,
     AdaptInfo,
+    Array,
     Key,
     MetaAlgorithm,
     MetaState,
@@ -40,10 +41,14 @@ def scratch(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
         return unchanged._replace(params=state.params), metrics
 
     def adapt(
-        params: Params, task: Task, key: Key, num_steps: int | None = None
+        params: Params,
+        task: Task,
+        key: Key,
+        num_steps: int | None = None,
+        step_scale: float | Array | None = None,
     ) -> tuple[Adapted, AdaptInfo]:
         del params  # a fresh policy for every task
         key_init, key_adapt = jax.random.split(key)
-        return tuned.adapt(policy.init(key_init), task, key_adapt, num_steps)
+        return tuned.adapt(policy.init(key_init), task, key_adapt, num_steps, step_scale)
 
     return MetaAlgorithm(tuned.init, update, adapt, policy)

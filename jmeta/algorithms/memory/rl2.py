@@ -223,15 +223,28 @@ def rl2(
         return MetaState(params, opt_state, state.step + 1), metrics
 
     def adapt(
-        params: Params, task: Task, key: Key, num_steps: int | None = None
+        params: Params,
+        task: Task,
+        key: Key,
+        num_steps: int | None = None,
+        step_scale: float | Array | None = None,
     ) -> tuple[Adapted, AdaptInfo]:
-        start = Adapted(params, policy.initial_carry())
+        if step_scale is not None:
+            raise ValueError(
+                f"step_scale must be None, got {step_scale}: rl2 adapts by no step that has a size"
+            )
         num_steps = episodes - 1 if num_steps is None else num_steps
         at_least(0, num_steps=num_steps)
         if room is not None and num_steps > room:
             raise ValueError(f"num_steps must be at most {room}, got {num_steps}: the memory holds no more")
-        adapted, _, returns = rollouts.trial(family.env, policy, start, task, key, num_steps)
-        return adapted, AdaptInfo(returns, ())
+
+        def play(before: Adapted, key: Key) -> tuple[Adapted, tuple[Array, Adapted]]:
+            after, rollout = rollouts.episode(family.env, policy, before, task, key)
+            return after, (rollouts.returns(rollout), before)
+
+        start = rollouts.begin_trial(family.env, Adapted(params, policy.initial_carry()))
+        adapted, (returns, path) = jax.lax.scan(play, start, jax.random.split(key, num_steps))
+        return adapted, AdaptInfo(returns, (), path)
 
     return MetaAlgorithm(init, update, adapt, policy, episodes - 1, room)
 
