@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import platform
@@ -45,14 +44,16 @@ def settings(flags: Any) -> dict[str, Any]:
 
 
 def start(*shared: tuple[int, int]) -> None:
-    """Starts JAX on as many cores as share all tasks evenly.
+    """Starts JAX on as many cores as the greatest of these numbers of tasks gives work to; all, if there is
+    none.
 
     Args:
       *shared: numbers of tasks, and of the minibatches that each device has a part of.
     """
     from jmeta import runtime
 
-    runtime.configure(num_tasks=math.gcd(*(tasks // minibatches for tasks, minibatches in shared)))
+    num_tasks = max((max(1, tasks // minibatches) for tasks, minibatches in shared), default=None)
+    runtime.configure(num_tasks=num_tasks)
 
 
 def cores() -> int:

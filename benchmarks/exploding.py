@@ -137,9 +137,7 @@ def measure(algorithm_name: str, family_name: str, share: float, flags: Flags) -
         print(f"{algorithm_name}, {share:.0%}, seed {seed}: {returns[-1]:.2f}", file=sys.stderr, flush=True)
     mean, low, high, _ = (float(x) for x in statistics.over_seeds(np.array(returns)))
     seconds = time.perf_counter() - started
-    return Row(
-        algorithm_name, family_name, share, lost, drawn, skipped, returns, mean, low, high, seconds
-    )
+    return Row(algorithm_name, family_name, share, lost, drawn, skipped, returns, mean, low, high, seconds)
 
 
 def share_drawn(family: Any, seed: int, training: Any) -> float:
@@ -147,6 +145,7 @@ def share_drawn(family: Any, seed: int, training: Any) -> float:
     import jax
 
     from jmeta import parallel
+
     key_run = jax.random.split(jax.random.key(seed))[1]
 
     @jax.jit

@@ -271,9 +271,9 @@ def caption(rows: Mapping[str, Sequence[Seed]], found: Mapping[str, Any], machin
         f"{found['family']}: return after k adaptation steps, {heading},",
         f"each evaluated on {found['tasks']} test tasks of its own.",
         "Test-time tuning is the same for every row and seed: the inner step sizes of training are scaled by",
-        f"{grid}, and the best factor for each number of steps on {found['tasks']} validation tasks is taken.",
-        '"step size x" is what was chosen for 1, 2, ... steps (median over the seeds; *: an end of the grid in',
-        'some seed). "lost" counts the test tasks of all seeds that were not finite.',
+        f"{grid}, and the best for each number of steps on {found['tasks']} validation tasks is taken.",
+        '"step size x" is what was chosen for 1, 2, ... steps (median over the seeds; *: an end of the grid',
+        'in some seed). "lost" counts the test tasks of all seeds that were not finite.',
         f"{common.machine_line(machine)}.",
     ]
     return "\n".join(lines)

@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 
 from benchmarks import common
+from jmeta import statistics
 
 PUBLISHED = pathlib.Path(__file__).parent / "published"
 # Columns of RL²: of the first two there are published ones.
@@ -99,12 +100,11 @@ def figure(totals: np.ndarray, note: str = "") -> Figure:
 
 
 def over_seeds(totals: np.ndarray, note: str) -> Figure:
-    """Mean of totals [seeds, tasks] of the same tasks; the errors of tasks and of training runs add up."""
-    of_tasks, of_runs = figure(totals.mean(0), note), totals.mean(1)
-    if len(of_runs) == 1:
-        return of_tasks
-    error = np.hypot(of_tasks.standard_error, figure(of_runs).standard_error)
-    return dataclasses.replace(of_tasks, standard_error=float(error))
+    """Mean of totals [seeds, tasks] of the same tasks; of one seed, the error is over tasks only."""
+    if len(totals) == 1:
+        return figure(totals[0], note)
+    found = statistics.over_seeds_and_tasks(totals)
+    return Figure(float(found.mean), float(found.standard_error), note)
 
 
 def tuned(total: Callable[[int, int, Any], np.ndarray], strategy: Any, flags: Flags) -> Figure:

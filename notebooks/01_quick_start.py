@@ -60,7 +60,7 @@ plt.show()
 #
 # `evaluate` adapts to tasks that training did not draw, and measures the return after every step. Intervals
 # are 95 % bootstrap intervals of the mean over tasks. They are of *one* training run: with another seed the
-# curves differ by more than that.
+# curves differ by more than that. Episodes that are measured are not those that adaptation learns from.
 
 # %%
 _, _, scratch = build(preset("scratch", "point-goal"))
@@ -68,7 +68,12 @@ results = {}
 with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
     for name, algorithm in (("MAML", maml), ("from scratch", scratch)):
         results[name] = jmeta.evaluate(
-            algorithm, family, state.params, jax.random.key(1), num_tasks=FRESH_TASKS, num_steps=5
+            algorithm,
+            family,
+            state.params,
+            jmeta.evaluation.evaluation_key(0),
+            num_tasks=FRESH_TASKS,
+            num_steps=5,
         )
 
 # %%

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import jmeta
-from benchmarks.learning import bootstrap
+from jmeta import statistics
 from jmeta.algorithms.gradient import outer
 from jmeta.policies.extended import ExtendedParams, extended
 from jmeta.presets import preset
@@ -104,27 +104,28 @@ for name, algorithm in algorithms.items():
             callback=history.append,
         )
         histories.setdefault(name, []).append([progress.metrics["return_after"] for progress in history])
-        key = jax.random.key(1000 + seed)
+        key = jmeta.evaluation.evaluation_key(seed)  # tasks that training does not draw
         with jax.set_mesh(jmeta.parallel.task_mesh()):  # tasks are shared by all cores
             result = jmeta.evaluate(algorithm, family, state.params, key, num_tasks=FRESH_TASKS)
-        returns.setdefault(name, []).append(result.returns)
+        returns.setdefault(name, []).append(result.return_mean)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
 for index, name in enumerate(algorithms):
     left.plot(range(1, ITERATIONS + 1), np.transpose(histories[name]), color=f"C{index}", alpha=0.8)
-    mean, low, high = bootstrap(np.stack(returns[name]))
+    mean, low, high, _ = statistics.over_seeds(np.stack(returns[name]))
     right.fill_between(range(len(mean)), low, high, color=f"C{index}", alpha=0.25, linewidth=0)
     right.plot(mean, marker="o", color=f"C{index}", label=name)
 left.set(xlabel="meta-iteration", ylabel="return after adaptation", title="Training, a line a seed")
 right.set(xlabel="adaptation steps", ylabel="return", xticks=range(len(mean)))
-right.set_title(f"{SEEDS} seeds x {FRESH_TASKS} fresh tasks, mean and 95 % interval")
+right.set_title(f"{SEEDS} seeds x {FRESH_TASKS} fresh tasks, mean and t interval")
 right.legend()
 plt.show()
 
 # %% [markdown]
-# The intervals resample seeds, then tasks; of so few seeds they are rough. Training is for one step: look at
-# the return after one, and take the further ones as a measure of how robust the step is.
+# The intervals are Student's t over the seeds. With fewer than five seeds nobody can say whether they cover
+# 95 %. Training is for one step: look at the return after one, and take the further ones as a measure of how
+# robust the step is.
 #
 # To have it in the library, put the factory into a file of `jmeta/algorithms/gradient/` under
 # `@hyperparameters_of(outer.assemble, without=("inner_optimizer",))`, and a line into the registry: flags,

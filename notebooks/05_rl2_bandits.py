@@ -17,7 +17,7 @@ import numpy as np
 import jmeta
 from benchmarks import common
 from benchmarks.classical import bandits
-from jmeta.evaluation import bootstrap_mean
+from jmeta import statistics
 from jmeta.presets import preset
 from jmeta.runs.config import build
 
@@ -90,10 +90,10 @@ pulls = np.arange(1, num_pulls + 1)
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2))
 for index, (name, reward) in enumerate(rewards.items()):
     color = "black" if name == "RL²" else f"C{index}"
-    mean, low, high = bootstrap_mean(best * pulls - reward.cumsum(1))
+    mean, low, high, _ = statistics.over_tasks(best * pulls - reward.cumsum(1))
     left.fill_between(pulls, low, high, color=color, alpha=0.25, linewidth=0)
     left.plot(pulls, mean, color=color, marker="o", markersize=3, label=name)
-    mean, low, high = bootstrap_mean(reward.sum(1))
+    mean, low, high, _ = statistics.over_tasks(reward.sum(1))
     right.errorbar(mean, name, xerr=[[mean - low], [high - mean]], fmt="o", color=color, capsize=3)
 left.set(xlabel="pull", ylabel="cumulative regret", xticks=pulls)
 left.legend()
@@ -109,5 +109,5 @@ plt.show()
 # %%
 print(f"knows the best arm: {num_pulls * best.mean():.2f}")
 for name, reward in rewards.items():
-    mean, low, high = bootstrap_mean(reward.sum(1))
+    mean, low, high, _ = statistics.over_tasks(reward.sum(1))
     print(f"{name:>18}: {mean:.2f} [{low:.2f}, {high:.2f}]")

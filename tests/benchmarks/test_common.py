@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 
-import jax
 import pytest
 
 from benchmarks import common
@@ -26,21 +25,14 @@ def test_a_number_too_small_is_named():
         common.at_least(1, tasks=1, seeds=0)
 
 
-@pytest.mark.parametrize("cores, devices", [(1, 1), (2, 2), (6, 4), (12, 8), (32, 16)])
-def test_the_cores_taken_share_all_numbers_of_tasks(monkeypatch, cores, devices):
+@pytest.mark.parametrize(
+    "shared, tasks", [([(2000, 1), (400, 1), (1024, 4)], 2000), ([(3, 4)], 1), ([], None)]
+)
+def test_the_cores_taken_are_those_that_the_most_tasks_give_work_to(monkeypatch, shared, tasks):
     asked = []
     monkeypatch.setattr(runtime, "configure", lambda *, num_tasks: asked.append(num_tasks))
-    common.start((2000, 1), (400, 1), common.shared_in_training(preset("rl2", "bandit")))
-    assert runtime._num_cpu_devices(cores, asked[0]) == devices
-
-
-def test_devices_that_cannot_share_are_refused(monkeypatch):
-    monkeypatch.setattr(runtime, "configure", lambda *, num_tasks: None)
-    monkeypatch.setattr(jax, "device_count", lambda: 3)
-    common.start((12, 1), (12, 4))
-    for shared in ((13, 1), (12, 2 * 4)):
-        with pytest.raises(ValueError, match="tasks must be"):
-            common.start((12, 1), shared)
+    common.start(*shared)
+    assert asked == [tasks]
 
 
 def test_the_presets_policy_keeps_its_settings_and_another_has_its_defaults(monkeypatch):
