@@ -180,7 +180,8 @@ def rl2_setting(jmeta: Jmeta) -> dict[str, Any]:
     spec, algorithm = jmeta.family.env.spec, jmeta.config.algorithm
     policy, optimizer = jmeta.config.policy, algorithm["optimizer"]
     plain = {"name": "gru", "size": policy["size"], "memory_span": 1, "head_layers": []}
-    assert policy == plain | {"separate_critic": False}, "PyTorch's side has a plain GRU"
+    shared = {"separate_critic": False, "reward_scale": 1.0, "normalize_observations": False}
+    assert policy == plain | shared, "PyTorch's side has a plain GRU"
     assert algorithm["normalize_advantages"] and algorithm["unroll_length"] is None
     same = ("epochs", "minibatches", "clip", "entropy_weight", "value_weight", "discount", "gae_lambda")
     return {

@@ -1,7 +1,7 @@
 """Action distributions: bundles of pure functions of unbatched parameters; results are summed over A.
 
 Event shapes: `DiagonalNormal` and `TanhNormal` actions are [A] floats with `NormalParams`; `Categorical`
-actions are [] int32 and its parameters are bare logits [n].
+actions are [] int32 and its parameters are bare logits [n], -inf for actions that are closed.
 """
 
 from __future__ import annotations
@@ -91,26 +91,48 @@ TanhNormal = Distribution(
 )
 
 
+_CLOSED = -1e4  # relative to the greatest logit; its exponential is exactly 0 in every float type
+
+
+def _is_closed(logits: Array) -> Array:
+    """Whether each action is closed. Where all are, none counts as closed, so that results are NaN."""
+    return jnp.isneginf(logits) & ~jnp.isneginf(logits.max(-1, keepdims=True))
+
+
+def _log_softmax(logits: Array) -> Array:
+    """`jax.nn.log_softmax` with a finite number for closed actions, so that all derivatives are finite."""
+    relative = logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    relative = jnp.where(_is_closed(logits), _CLOSED, relative)
+    return relative - jnp.log(jnp.exp(relative).sum(-1, keepdims=True))
+
+
 def _categorical_sample(key: Key, logits: Array) -> Array:
     return jax.random.categorical(key, logits).astype(jnp.int32)
 
 
 def _categorical_log_prob(logits: Array, action: Array) -> Array:
+    log_probs = jnp.where(_is_closed(logits), -jnp.inf, _log_softmax(logits))
     # A select instead of a gather: its gradient is no scatter, which the CPU runs serially.
     chosen = jnp.arange(logits.shape[-1]) == action[..., None]
-    return jnp.sum(jnp.where(chosen, jax.nn.log_softmax(logits), 0), axis=-1)
+    return jnp.sum(jnp.where(chosen, log_probs, 0), axis=-1)
 
 
 def _categorical_entropy(logits: Array) -> Array:
-    log_probs = jax.nn.log_softmax(logits)
+    log_probs = _log_softmax(logits)
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
 def _categorical_kl(p: Array, q: Array) -> Array:
-    log_p, log_q = jax.nn.log_softmax(p), jax.nn.log_softmax(q)
-    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    log_p, log_q = _log_softmax(p), _log_softmax(q)
+    probs = jnp.exp(log_p)
+    infinite = _is_closed(q) & (probs > 0)
+    return jnp.sum(jnp.where(infinite, jnp.inf, probs * (log_p - log_q)), axis=-1)
 
 
+# An action with a logit of -inf is closed: it is never sampled, its log-probability is -inf, and it adds
+# nothing to the entropy or to a divergence. KL(p || q) is inf where q closes an action that p plays, as by
+# definition. Derivatives with respect to a logit of -inf are 0. Where every action is closed there is no
+# distribution, and results are NaN.
 Categorical = Distribution(
     sample=_categorical_sample,
     log_prob=_categorical_log_prob,

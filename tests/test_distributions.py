@@ -104,3 +104,52 @@ def test_for_action():
     assert distributions.for_action(Discrete(2)) is Categorical
     with pytest.raises(ValueError, match="action is 3"):
         distributions.for_action(3)
+
+
+CLOSED = jnp.array([0.0, 1.0, -jnp.inf])  # the distribution of the first two
+PAIR = CLOSED[:2]
+
+
+def test_a_closed_action_adds_nothing():
+    np.testing.assert_allclose(Categorical.entropy(CLOSED), Categorical.entropy(PAIR), rtol=1e-6)
+    np.testing.assert_allclose(Categorical.entropy(CLOSED), 0.5822, atol=1e-4)
+    assert Categorical.kl(CLOSED, CLOSED) == 0
+    log_p, log_q = jax.nn.log_softmax(PAIR), jax.nn.log_softmax(LOGITS_Q)[:2]
+    expected = np.sum(np.exp(log_p) * (log_p - log_q))
+    np.testing.assert_allclose(Categorical.kl(CLOSED, LOGITS_Q), expected, rtol=1e-5)
+    assert Categorical.kl(LOGITS_P, CLOSED) == jnp.inf  # plays what the other closes
+    log_probs = jax.vmap(Categorical.log_prob, (None, 0))(CLOSED, jnp.arange(3))
+    np.testing.assert_allclose(log_probs, [*jax.nn.log_softmax(PAIR), -np.inf], rtol=1e-6)
+    samples = jax.vmap(Categorical.sample, (0, None))(jax.random.split(jax.random.key(0), 1000), CLOSED)
+    assert set(samples.tolist()) == {0, 1}
+    assert Categorical.mode(jnp.array([-jnp.inf, -3.0, -2.0])) == 2
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        Categorical.entropy,
+        lambda logits: Categorical.kl(logits, logits + 1),
+        lambda logits: Categorical.kl(jax.lax.stop_gradient(logits), 2 * logits),
+        lambda logits: Categorical.kl(logits, jnp.ones(logits.shape)),
+        lambda logits: Categorical.log_prob(logits, jnp.int32(0)),
+        lambda logits: jnp.exp(Categorical.log_prob(logits, jnp.int32(logits.size - 1))),
+    ],
+    ids=["entropy", "kl", "kl to another", "kl to an open one", "log-probability", "its exponential"],
+)
+def test_derivatives_at_closed_actions_are_those_without_them(of):
+    if of(CLOSED) == 0 and of(PAIR) != 0:  # the probability of the closed action
+        expected = np.zeros(2), np.zeros((2, 2))
+    else:
+        expected = jax.grad(of)(PAIR), jax.hessian(of)(PAIR)
+    gradient, hessian = jax.grad(of)(CLOSED), jax.hessian(of)(CLOSED)
+    np.testing.assert_allclose(gradient, np.pad(expected[0], (0, 1)), atol=1e-6)
+    np.testing.assert_allclose(hessian, np.pad(expected[1], (0, 1)), atol=1e-6)
+
+
+def test_open_actions_only_change_nothing_and_closed_ones_only_have_no_distribution():
+    logits = 5 * jax.random.normal(jax.random.key(0), (100, 7))
+    log_probs = jax.vmap(Categorical.log_prob, (None, 0))(logits, jnp.arange(7)[:, None])
+    np.testing.assert_array_equal(log_probs.T, jax.nn.log_softmax(logits))
+    nothing = jnp.full(3, -jnp.inf)
+    assert np.isnan(Categorical.entropy(nothing)) and np.isnan(Categorical.log_prob(nothing, jnp.int32(0)))

@@ -15,6 +15,7 @@ LAYERS = {
     "compiled": 1,
     "conformance": 1,
     "distributions": 1,
+    "hyperparameters": 1,
     "estimators": 1,
     "optimizers": 1,
     "parallel": 1,

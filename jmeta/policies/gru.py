@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jmeta.checks import at_least
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.policies.layers import Dense, dense, orthogonal
 from jmeta.policies.sequence import Core, sequence_policy
 from jmeta.types import Array, EnvSpec, Key, Policy
@@ -22,13 +23,13 @@ class GRUParams(NamedTuple):
     candidate_bias: Array  # [H], within the reset gate
 
 
+@hyperparameters_of(sequence_policy, without=("core",))
 def gru(
     spec: EnvSpec,
     *,
     size: int = 64,
     memory_span: int = 1,
-    head_layers: tuple[int, ...] = (),
-    separate_critic: bool = False,
+    **others: Any,
 ) -> Policy:
     """A gated recurrent unit with a policy and a critic head.
 
@@ -41,9 +42,6 @@ def gru(
       memory_span: steps, for what must be known long after it was seen: at first the units keep what they
         hold for times from a step to so many, evenly on a logarithmic scale (after Tallec & Ollivier, 2018,
         arXiv 1804.11188, whose times are uniform). 1 leaves all gates half open.
-      head_layers: sizes of layers between the unit and the heads, which read the input too: what is done at
-        once need not pass through the memory.
-      separate_critic: whether the critic has a recurrent unit of its own.
 
     Returns:
       The policy; its carry is the hidden state [H], 0 at first.
@@ -80,4 +78,4 @@ def gru(
         return jax.lax.scan(lambda h, p: advance(params, h, p), hidden, projected)
 
     core = Core(init, lambda: jnp.zeros(size), step, unroll, size)
-    return sequence_policy(spec, core, separate_critic=separate_critic, head_layers=tuple(head_layers))
+    return sequence_policy(spec, core, **others)

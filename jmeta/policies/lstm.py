@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jmeta.checks import at_least
 from jmeta.policies.layers import Dense, dense, orthogonal
-from jmeta.policies.sequence import Core, sequence_policy
+from jmeta.policies.sequence import Core, sequence_policy, shared_options
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 
@@ -27,13 +27,13 @@ class LSTMCarry(NamedTuple):
     cell: Array  # [H]
 
 
-def lstm(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Policy:
+@shared_options
+def lstm(spec: EnvSpec, *, size: int = 64, **others: Any) -> Policy:
     """Long short-term memory with a policy and a critic head.
 
     Args:
       spec: the environment's.
       size: H, units.
-      separate_critic: whether the critic has a recurrent unit of its own.
 
     Returns:
       The policy; its carry is an `LSTMCarry`, 0 at first.
@@ -51,7 +51,7 @@ def lstm(spec: EnvSpec, *, size: int = 64, separate_critic: bool = False) -> Pol
         ),
         size=size,
     )
-    return sequence_policy(spec, core, separate_critic=separate_critic)
+    return sequence_policy(spec, core, **others)
 
 
 def init_lstm(key: Key, num_inputs: int, size: int) -> LSTMParams:

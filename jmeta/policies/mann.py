@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jmeta.checks import at_least
 from jmeta.policies.layers import Dense, dense
 from jmeta.policies.lstm import LSTMCarry, LSTMParams, advance, init_lstm, project, zero_carry
-from jmeta.policies.sequence import Core, sequence_policy
+from jmeta.policies.sequence import Core, sequence_policy, shared_options
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 _USAGE_DECAY = 0.95  # of usage, a step (the paper's γ)
@@ -34,6 +34,7 @@ class MannCarry(NamedTuple):
     read: Array  # [heads W], what was read last
 
 
+@shared_options
 def mann(
     spec: EnvSpec,
     *,
@@ -41,7 +42,7 @@ def mann(
     num_slots: int = 32,
     slot_size: int = 16,
     num_heads: int = 2,
-    separate_critic: bool = False,
+    **others: Any,
 ) -> Policy:
     """An LSTM controller that reads a memory by content and writes to the least recently used slots.
 
@@ -55,7 +56,6 @@ def mann(
       num_slots: slots of the memory.
       slot_size: W, numbers in a slot.
       num_heads: read heads, each with a write head.
-      separate_critic: whether the critic has a model of its own.
 
     Returns:
       The policy; its carry is a `MannCarry`.
@@ -104,7 +104,7 @@ def mann(
         return jax.lax.scan(lambda carry, x: step(params, carry, x), carry, x)
 
     core = Core(init, initial_carry, step, unroll, size + read_size)
-    return sequence_policy(spec, core, separate_critic=separate_critic)
+    return sequence_policy(spec, core, **others)
 
 
 def _cosine(keys: Array, memory: Array) -> Array:

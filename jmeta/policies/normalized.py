@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jmeta.types import Array, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
 _CLIP = 10.0
+_LARGEST = 1e12  # of an observation that is counted: sums of the squares of many are finite in float32
 _EPSILON = 1e-8  # added to the variance
 
 
@@ -80,8 +81,8 @@ def _merge(statistics: ObservationStatistics, obs: Array, mask: Array) -> Observ
     """Moments of the old and the new observations together (Chan et al. 1983, eqs. 2.1)."""
     num, mean, sum_of_squares = statistics
     obs = obs.reshape(-1, obs.shape[-1])
-    # One diverged adaptation may see NaN, which would stay in the statistics for ever.
-    valid = ((mask.reshape(-1) > 0) & jnp.isfinite(obs).all(-1))[:, None]
+    # One diverged adaptation may see NaN, or numbers whose squares overflow. They would stay forever.
+    valid = ((mask.reshape(-1) > 0) & (jnp.abs(obs) < _LARGEST).all(-1))[:, None]
     new_num = jnp.sum(valid, dtype=num.dtype)
     new_mean = jnp.sum(jnp.where(valid, obs, 0), axis=0) / jnp.maximum(new_num, 1)
     new_sum_of_squares = jnp.sum(jnp.where(valid, jnp.square(obs - new_mean), 0), axis=0)

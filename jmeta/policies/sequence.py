@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
-from jmeta.checks import at_least
+from jmeta.checks import at_least, boolean, positive
+from jmeta.hyperparameters import hyperparameters_of
+from jmeta.policies import normalized
 from jmeta.policies.layers import Dense, apply_layers, dense, init_layers
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
@@ -41,16 +43,26 @@ class SequenceParams(NamedTuple):
 
 
 def sequence_policy(
-    spec: EnvSpec, core: Core, *, separate_critic: bool, head_layers: tuple[int, ...] = ()
+    spec: EnvSpec,
+    core: Core,
+    *,
+    separate_critic: bool = False,
+    head_layers: tuple[int, ...] = (),
+    reward_scale: float = 1.0,
+    normalize_observations: bool = False,
 ) -> Policy:
     """A policy and a critic on a sequence model, which reads (observation, last action, reward, done, first).
 
     Args:
       spec: the environment's.
       core: the sequence model.
-      separate_critic: whether the critic has a core of its own, or a head on the policy's.
-      head_layers: sizes of layers between the core and the heads, which read the input too: what is done at
-        once need not pass through the memory.
+      separate_critic: whether the critic has a model of its own, or a head on the policy's.
+      head_layers: sizes of layers between the model and the heads. They read the input too, so that reactive
+        behavior can bypass the recurrent state.
+      reward_scale: factor of the reward that the memory is shown. Choose it so that rewards times the factor
+        are of size 1: a memory cannot see rewards of size 0.001.
+      normalize_observations: whether to keep observation statistics and to use them, as
+        `policies.normalized` does.
 
     Returns:
       The policy; its carry is that of the core, or of both.
@@ -58,8 +70,11 @@ def sequence_policy(
     Raises:
       ValueError: a size is not positive.
     """
+    head_layers = tuple(head_layers)
     for size in head_layers:
         at_least(1, head_layers=size)
+    positive(reward_scale=reward_scale)
+    boolean(separate_critic=separate_critic, normalize_observations=normalize_observations)
     continuous = isinstance(spec.action, Continuous)
     num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
     num_inputs = spec.obs_size + num_outputs + 3
@@ -94,16 +109,10 @@ def sequence_policy(
 
     def over(run: Callable[[Params, PyTree, Array], tuple[PyTree, Array]]) -> Callable[..., PyTree]:
         def apply(params: SequenceParams, carry: PyTree, inputs: PolicyInput) -> tuple[PyTree, PolicyOutput]:
-            flags = [inputs.prev_reward, inputs.prev_done, inputs.first]
-            # Never the type of an observation of integers, in which a reward of 0.9 would be 0.
-            x = jnp.concatenate(
-                [
-                    inputs.obs.astype(float),
-                    inputs.prev_action.astype(float),
-                    jnp.stack([x.astype(float) for x in flags], axis=-1),
-                ],
-                axis=-1,
-            )
+            flags = [reward_scale * jnp.asarray(inputs.prev_reward, float), inputs.prev_done, inputs.first]
+            # Not of the type of the observation: a reward of 0.9 would be 0 beside integers.
+            scalars = jnp.stack([jnp.asarray(x, float) for x in flags], axis=-1)
+            x = jnp.concatenate([inputs.obs.astype(float), inputs.prev_action.astype(float), scalars], -1)
             if separate_critic:
                 policy_carry, y = run(params.core, carry[0], x)
                 critic_carry, critic_y = run(params.critic_core, carry[1], x)
@@ -120,7 +129,7 @@ def sequence_policy(
 
         return apply
 
-    return Policy(
+    policy = Policy(
         init=init,
         initial_carry=initial_carry,
         step=over(core.step),
@@ -129,6 +138,11 @@ def sequence_policy(
         has_critic=True,
         max_steps=core.max_steps,
     )
+    return normalized.normalize_observations(policy, spec) if normalize_observations else policy
+
+
+# What all recurrent policies have in common, but for `head_layers`.
+shared_options = hyperparameters_of(sequence_policy, without=("core", "head_layers"))
 
 
 def longest_trial(spec: EnvSpec, max_steps: int | None) -> int:

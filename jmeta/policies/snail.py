@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jmeta.checks import at_least
 from jmeta.policies.attention import causal_attention, remember
 from jmeta.policies.layers import Dense, dense
-from jmeta.policies.sequence import Core, longest_trial, sequence_policy, step_of
+from jmeta.policies.sequence import Core, longest_trial, sequence_policy, shared_options, step_of
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 
@@ -40,9 +40,8 @@ class SnailCarry(NamedTuple):
     values: Array  # [L + 1, V]
 
 
-def snail(
-    spec: EnvSpec, *, size: int = 32, max_steps: int | None = None, separate_critic: bool = False
-) -> Policy:
+@shared_options
+def snail(spec: EnvSpec, *, size: int = 32, max_steps: int | None = None, **others: Any) -> Policy:
     """Two blocks of dilated causal convolutions and one of attention, with a policy and a critic head.
 
     The arrangement of section 4.3.1: Dense(size), TC(L, size), TC(L, size), Attention(size, size). A block
@@ -55,7 +54,6 @@ def snail(
       size: F, filters, and sizes of the embedding, the keys and the values.
       max_steps: L, steps of the longest trial; None takes the family's trials. The memory also holds the
         observation after the last step.
-      separate_critic: whether the critic has a model of its own.
 
     Returns:
       The policy; its carry is a `SnailCarry`.
@@ -99,7 +97,7 @@ def snail(
         return SnailCarry(time + len(x), outputs, keys, values), jnp.concatenate([x, read], axis=-1)
 
     core = Core(init, initial_carry, step_of(unroll), unroll, width + size, max_steps)
-    return sequence_policy(spec, core, separate_critic=separate_critic)
+    return sequence_policy(spec, core, **others)
 
 
 def _delay(x: Array, cache: Array, time: Array, dilation: int) -> Array:

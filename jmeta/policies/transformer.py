@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jmeta.checks import at_least
 from jmeta.policies.attention import causal_attention, remember
 from jmeta.policies.layers import Dense, dense
-from jmeta.policies.sequence import Core, longest_trial, sequence_policy, step_of
+from jmeta.policies.sequence import Core, longest_trial, sequence_policy, shared_options, step_of
 from jmeta.types import Array, EnvSpec, Key, Policy
 
 
@@ -39,6 +39,7 @@ class TransformerCarry(NamedTuple):
     values: tuple[Array, ...]  # [L + 1, C] of each layer
 
 
+@shared_options
 def transformer(
     spec: EnvSpec,
     *,
@@ -46,7 +47,7 @@ def transformer(
     num_layers: int = 2,
     num_heads: int = 2,
     max_steps: int | None = None,
-    separate_critic: bool = False,
+    **others: Any,
 ) -> Policy:
     """A causal transformer with learned positions, and a policy and a critic head.
 
@@ -60,7 +61,6 @@ def transformer(
       num_heads: of attention in a layer; they divide `size`.
       max_steps: L, steps of the longest trial; None takes the family's trials. The memory also holds the
         observation after the last step.
-      separate_critic: whether the critic has a model of its own.
 
     Returns:
       The policy; its carry is a `TransformerCarry`.
@@ -115,7 +115,7 @@ def transformer(
         return TransformerCarry(time + length, tuple(all_keys), tuple(all_values)), _normalize(x)
 
     core = Core(init, initial_carry, step_of(unroll), unroll, size, max_steps)
-    return sequence_policy(spec, core, separate_critic=separate_critic)
+    return sequence_policy(spec, core, **others)
 
 
 def _normalize(x: Array) -> Array:

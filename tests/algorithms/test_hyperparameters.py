@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jmeta import algorithms, optimizers, parallel, policies, tasks
-from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import MetaAlgorithm
 from tests import oracle, small
 

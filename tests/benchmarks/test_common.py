@@ -43,7 +43,8 @@ def test_the_presets_policy_keeps_its_settings_and_another_has_its_defaults(monk
     monkeypatch.setattr("jmeta.presets.preset", lambda *names: changed)
     assert common.rl2_config("grid-goal", "gru").policy == tuned
     other = common.rl2_config("grid-goal", "lstm", iterations=3, horizon=7)
-    assert other.policy == {"name": "lstm", "size": 64, "separate_critic": False}
+    shared = {"separate_critic": False, "reward_scale": 1.0, "normalize_observations": False}
+    assert other.policy == {"name": "lstm", "size": 64} | shared
     assert other.family == {"name": "grid-goal", "horizon": 7} and other.training.iterations == 3
     assert other.algorithm == known.algorithm
 

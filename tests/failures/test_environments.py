@@ -1,12 +1,15 @@
 """Environments, tasks and policies as users have them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jmeta import algorithms, evaluate, policies, training
+from jmeta import algorithms, evaluate, optimizers, policies, training
+from jmeta import tasks as jmeta_tasks
 from jmeta.conformance import conform
 from jmeta.types import Continuous, Discrete, Env, EnvSpec, PolicyInput, TaskFamily, TimeStep
 
@@ -101,3 +104,97 @@ def test_rl2_refuses_a_policy_without_derivatives():
     family = counting(action=Discrete(2))
     with pytest.raises(ValueError, match=r"derivatives, got one without \(tabular\?\)"):
         algorithms.rl2(family, policies.tabular(family.env.spec), optimizer=optax.adam(0.1))
+
+
+def closing_one_arm(policy):
+    """The same policy, which never plays the last arm."""
+
+    def close(apply):
+        def closed(params, carry, inputs):
+            carry, output = apply(params, carry, inputs)
+            return carry, output._replace(distribution=output.distribution.at[..., -1].set(-jnp.inf))
+
+        return closed
+
+    return policy._replace(step=close(policy.step), unroll=close(policy.unroll))
+
+
+@pytest.mark.parametrize("name", ["maml by trpo", "promp", "e-maml", "rl2"])
+def test_an_action_may_be_closed(name):
+    family = jmeta_tasks.bandit(num_arms=3, num_pulls=4)
+    options = {"optimizer": optax.adam(0.1)}
+    if name == "rl2":
+        policy = policies.gru(family.env.spec, size=4)
+        options |= {"epochs": 1, "minibatches": 1}
+    else:
+        policy = policies.mlp(family.env.spec, hidden=(4,))
+        options |= {"num_episodes": 3}
+    if name == "maml by trpo":
+        name, options["optimizer"] = "maml", optimizers.trpo()
+    algorithm = algorithms.REGISTRY[name](family, closing_one_arm(policy), **options)
+    records = []
+    training.train(
+        algorithm,
+        family,
+        iterations=2,
+        num_tasks=4,
+        log_every=1,
+        callback=lambda progress: records.append(progress.metrics),
+    )
+    for metrics in records:
+        assert metrics["skipped"] == 0 and metrics["tasks_lost"] == 0
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert metrics["gradient_norm"] > 0
+    if name == "rl2":  # at first, two arms of about equal probability
+        assert abs(records[0]["entropy"] - np.log(2)) < 0.01
+
+
+RECURRENT = {"gru": {}, "lstm": {}, "mann": {"num_slots": 3}, "snail": {}, "transformer": {}}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_every_memory_can_scale_rewards_and_normalize_observations(name):
+    spec = EnvSpec(2, Discrete(2), horizon=3, trial_episodes=1)
+    make = functools.partial(policies.REGISTRY[name], spec, size=4, **RECURRENT[name])
+    plain, scaled, normalized = make(), make(reward_scale=1000.0), make(normalize_observations=True)
+    params = plain.init(jax.random.key(0))
+    obs = 50.0 + 3.0 * jax.random.normal(jax.random.key(1), (3, 2))
+    none = jnp.zeros(3, bool)
+    inputs = PolicyInput(obs, jnp.zeros((3, 2)), jnp.array([0.0, 0.3, 0.9]), none, none)
+
+    def unroll(policy, params, inputs):
+        return policy.unroll(params, policy.initial_carry(), inputs)[1]
+
+    @jax.jit
+    def all_of_them(params):
+        small = inputs._replace(prev_reward=inputs.prev_reward / 1000.0)
+        observed = normalized.observe(normalized.init(jax.random.key(0)), obs, jnp.array([1.0, 1.0, 0.0]))
+        seen = observed._replace(policy=params)
+        by_hand = inputs._replace(obs=jnp.clip((obs - obs[:2].mean(0)) / obs[:2].std(0), -10, 10))
+        steps = jax.lax.scan(lambda c, x: normalized.step(seen, c, x), normalized.initial_carry(), inputs)[1]
+        return (
+            (unroll(scaled, params, small), unroll(plain, params, inputs)),
+            (unroll(normalized, seen, inputs), unroll(plain, params, by_hand)),
+            (steps, unroll(normalized, seen, inputs)),
+        )
+
+    for one, other in all_of_them(params):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, other)
+
+
+def test_rl2_updates_the_statistics_of_observations():
+    family = counting()
+    policy = policies.gru(family.env.spec, size=4, normalize_observations=True)
+    algorithm = algorithms.rl2(family, policy, optimizer=optax.adam(0.1), epochs=1, minibatches=1)
+    state = training.train(algorithm, family, iterations=2, num_tasks=2)
+    statistics = state.params.statistics
+    # Two trials of two episodes an iteration; two steps, from the observations 0 and 1, and then the end.
+    assert statistics.num == 2 * 2 * 2 * 2
+    np.testing.assert_allclose(statistics.mean, [0.5], rtol=1e-6)
+    np.testing.assert_allclose(statistics.sum_of_squares / statistics.num, [0.25], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+def test_the_scale_of_rewards_is_positive_and_finite(scale):
+    with pytest.raises(ValueError, match="reward_scale must be positive and finite, got"):
+        policies.lstm(EnvSpec(1, Discrete(2), horizon=2), reward_scale=scale)

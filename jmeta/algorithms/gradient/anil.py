@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import MetaAlgorithm, Policy, TaskFamily
 
 

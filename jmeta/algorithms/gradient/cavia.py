@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import MetaAlgorithm, Params, Policy, TaskFamily
 
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import not_negative
 from jmeta.estimators.advantages import root_mean_square
 from jmeta.estimators.surrogates import ppo_clip
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner import policy_gradient as pg
 from jmeta.inner.loop import mean_return
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily

@@ -10,8 +10,8 @@ import optax
 
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import at_least, positive
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner.loop import mean_return
 from jmeta.optimizers import check_no_divergence, global_norm, report, update_arguments
 from jmeta.types import (

@@ -10,8 +10,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import at_least, positive
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner.loop import Learner
 from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import MetaAlgorithm, Policy, TaskFamily
 
 

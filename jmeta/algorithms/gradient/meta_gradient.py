@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import in_interval, positive
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner import policy_gradient as pg
 from jmeta.policies.extended import ExtendedParams, extended
 from jmeta.types import Adapted, Array, Key, MetaAlgorithm, Metrics, Params, Policy, PyTree, Task, TaskFamily

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import at_least, boolean
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.policies.extended import ExtendedParams, extended
 from jmeta.types import Array, MetaAlgorithm, Metrics, Params, Policy, PyTree, TaskFamily
 

@@ -8,8 +8,8 @@ import jax
 
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import not_negative
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner import policy_gradient as pg
 from jmeta.types import Array, MetaAlgorithm, Params, Policy, PyTree, TaskFamily
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from jmeta import parallel
 from jmeta.algorithms.gradient import outer
-from jmeta.algorithms.hyperparameters import hyperparameters_of
 from jmeta.checks import boolean
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import Array, Key, MetaAlgorithm, MetaState, Metrics, Params, Policy, Task, TaskFamily
 
 

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from jmeta.algorithms.gradient.maml import maml
-from jmeta.algorithms.hyperparameters import hyperparameters_of
+from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import (
     Adapted,
     AdaptInfo,

@@ -1,4 +1,4 @@
-"""Lets an algorithm take another's hyperparameters without declaring them a second time."""
+"""Lets a factory take the arguments of another function without declaring them a second time."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ import inspect
 import re
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from jmeta.types import MetaAlgorithm
-
-Factory = Callable[..., MetaAlgorithm]
+T = TypeVar("T")
 
 
 def hyperparameters_of(
     source: Callable[..., Any], *, without: tuple[str, ...] = ()
-) -> Callable[[Factory], Factory]:
+) -> Callable[[Callable[..., T]], Callable[..., T]]:
     """Gives a factory the keyword-only arguments of `source`, with their defaults, beside its own.
 
     The signature that users see, and from which flags and a run's configuration are derived, has first the
@@ -29,8 +27,9 @@ def hyperparameters_of(
     """
     shared = inspect.signature(source).parameters
 
-    def decorate(factory: Factory) -> Factory:
-        named = inspect.signature(factory).parameters.values()
+    def decorate(factory: Callable[..., T]) -> Callable[..., T]:
+        written = inspect.signature(factory)
+        named = written.parameters.values()
         positional = [p for p in named if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
         # Without a default and shared: the factory only picks it out of the arguments that it passes on.
         own = [
@@ -40,14 +39,14 @@ def hyperparameters_of(
         ]
         taken = {*without, *(p.name for p in (*positional, *own))}
         inherited = [p for name, p in shared.items() if name not in taken]
-        signature = inspect.Signature([*positional, *own, *inherited], return_annotation=MetaAlgorithm)
+        signature = written.replace(parameters=[*positional, *own, *inherited])
         hints = typing.get_type_hints(source) | typing.get_type_hints(factory)
         before, described, after = _sections(factory)
         skip = {*without, *map(_name, described)}
         described += [entry for entry in _sections(source)[1] if _name(entry) not in skip]
 
         @functools.wraps(factory)
-        def complete(*args: Any, **kwargs: Any) -> MetaAlgorithm:
+        def complete(*args: Any, **kwargs: Any) -> T:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             return factory(*bound.args, **bound.kwargs)
