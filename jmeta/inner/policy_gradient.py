@@ -167,7 +167,8 @@ def estimate_advantages(
 ) -> tuple[Array, Array]:
     """Advantages of one task's episodes, and the targets of its critic.
 
-    Advantages are 0 where the rewards are no signal (`advantages.has_signal`).
+    Normalized advantages are 0 where the rewards are no signal (`advantages.has_signal`), because normalizing
+    would blow up what is left of them. Others stay as they are: they are small, and it would bias them.
 
     Args:
       batch: the episodes, whose `advantage` and `target` are not read.
@@ -181,9 +182,10 @@ def estimate_advantages(
     """
     gae = jax.vmap(functools.partial(advantages.gae, discount=discount, gae_lambda=gae_lambda))
     advantage, target = gae(batch.reward, batch.value, batch.last_value, batch.terminated, batch.mask)
-    advantage = jnp.where(advantages.has_signal(batch.reward, batch.mask), advantage, 0)
     if normalize_advantages:
         size = advantages.root_mean_square(returns_to_go(batch, discount), batch.mask)
+        signal = advantages.has_signal(batch.reward, batch.mask)
+        advantage = jnp.where(signal, advantage, 0)
         advantage = advantages.normalize(advantage, batch.mask, scale=jax.lax.stop_gradient(size))
     return advantage, target
 

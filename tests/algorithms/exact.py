@@ -92,8 +92,8 @@ def collect(made, params, *, seed=2):
     collected = jax.jit(lambda params, key: outer.collect(made.parts, params, task, key))(
         params, jax.random.key(seed)
     )
-    prepare = made.replaced.get("prepare") or (lambda params, collected: ())
-    extra = prepare(params, jax.tree.map(lambda x: x[None], collected))
+    prepare = made.replaced.get("prepare") or (lambda params, batch: ())
+    extra = prepare(params, outer.Batch(jax.tree.map(lambda x: x[None], collected), jnp.ones(1)))
     return collected, jax.tree.map(lambda x: x[0], extra)
 
 

@@ -66,7 +66,7 @@ def expected_gradient(made, num_steps, num_episodes):
     The loss is linear in the episodes after the last step, so that one of them, repeated, stands for all.
     """
     policy, inner = made.parts.policy, made.parts.inner
-    prepare = made.replaced.get("prepare") or (lambda params, collected: ())
+    prepare = made.replaced.get("prepare") or (lambda params, batch: ())
     every = oracle.enumerated_batch(oracle.THETA)
 
     def sampled(theta, indices):
@@ -86,7 +86,7 @@ def expected_gradient(made, num_steps, num_episodes):
         post, weight = sampled(adapted, jnp.full(num_episodes, after))
         pre = jax.tree.map(lambda *x: jnp.concatenate(x), *pre)
         collected = outer.Collected(pre, post, adapted, pg.unroll(policy, adapted, post.inputs).distribution)
-        extra = prepare(start, jax.tree.map(lambda x: x[None], collected))
+        extra = prepare(start, outer.Batch(jax.tree.map(lambda x: x[None], collected), jnp.ones(1)))
         extra = jax.tree.map(lambda x: x[0], extra)
         return total * weight[0] * jax.grad(exact.loss_of(made))(start, collected, extra)
 

@@ -274,7 +274,7 @@ def with_advantages(
 
     Returns:
       The steps [B, L, ...]; `advantage` is in units of the reward unless it is normalized, `target` in the
-      critic's. Where all trials got the same rewards at the same times, advantages are 0.
+      critic's. Where all trials got the same rewards at the same times, normalized advantages are 0.
     """
     length = rollout.mask.shape[1]
     time = jax.vmap(functools.partial(_time, horizon=horizon))(rollout.inputs.first, rollout.mask)
@@ -304,8 +304,9 @@ def with_advantages(
     going_on, trust = jnp.zeros_like(rollout.terminated), jnp.where(taken > 0, gae_lambda, 1.0)
     estimate = jax.vmap(lambda *x: advantages.gae(*x[:-1], discount=discount, gae_lambda=x[-1]))
     advantage, target = estimate(reward, value, nothing, going_on, always, trust)
-    advantage = in_order(jnp.where(advantages.has_signal(reward, taken), advantage, 0))
+    advantage = in_order(advantage)
     if normalize_advantages:
+        advantage = jnp.where(advantages.has_signal(reward, taken), advantage, 0)
         advantage = advantages.normalize(advantage, rollout.mask, scale=size)
     return PolicyGradientBatch(
         inputs=rollout.inputs,
