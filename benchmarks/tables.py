@@ -32,6 +32,10 @@ MEASURED, TUNED = 10_000, 20_000  # seeds of tasks: none of the training, nor of
 KEYS = {"bandits": ("pulls", "arms"), "mdps": ("episodes",)}  # columns that name a row
 TASKS = {"bandits": 10_000, "mdps": 2_000}  # on which a figure is measured
 TUNING_TASKS = 400  # on which a parameter is chosen
+UNPUBLISHED = """\
+Learned figures of one seed have an error over tasks only: how far another training run would come is not
+measured. Compare them with `q_learning` and `bayes_greedy`, which were not published, rather than with the
+best that was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +295,10 @@ def report(flags: Flags, rows: dict[str, dict[str, str]], measured: dict[str, di
     for name, found in measured.items():
         notes = [f"- {column}: {one.note}" for column, one in found.items() if one.note]
         lines.append("\n".join([f"{name}:", "", *notes]))
-    return "\n\n".join([*lines, "`*`: the smallest or the largest of the values tried"])
+    remarks = "`*`: the smallest or the largest of the values tried"
+    if flags.table == "mdps":
+        remarks = f"{UNPUBLISHED}\n\n{remarks}"
+    return "\n\n".join([*lines, remarks])
 
 
 def earlier(path: pathlib.Path, rows: dict[str, Any], tasks: int) -> dict[str, dict[str, Figure]]:
