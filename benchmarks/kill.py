@@ -29,7 +29,7 @@ ITERATIONS = 300
 TRAIN = [
     *("train", "maml", "point-goal", "--iterations", str(ITERATIONS), "--tasks", "4", "--log-every", "2"),
     *("--checkpoint-every", "4", "--family.horizon", "5", "--num-episodes", "3", "--outer-epochs", "2"),
-    *("--policy.hidden", "8"),
+    *("--policy.hidden", "8", "--evaluate-every", "20"),
 ]
 REPOSITORY = pathlib.Path(__file__).parents[1]
 KINDS = ("kill -9", "SIGTERM", "full disk")

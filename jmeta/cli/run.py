@@ -80,25 +80,25 @@ def train_run(request: Request) -> None:
     with contextlib.ExitStack() as held:
         with user_errors():
             family, algorithm = _build(request.config, request.processes)
-            state = (
-                None if request.source is None else _initial_state(request.source, algorithm, settings.seed)
-            )
-            if request.resumed:
-                run = RunFolder(request.path, request.config)
-            else:
-                run = RunFolder.create(request.path, request.config)
-            held.enter_context(run.lock)
             done, start, notes = Restored(0, None, ())
             if request.resumed:
+                run = RunFolder(request.path, request.config)
+                held.enter_context(run.lock)
                 done, start, notes = training.resume(run, algorithm, settings.checkpoint_every)
                 _prolong(run, done)
+            else:
+                if request.source is not None:
+                    state, notes = _initial_state(request.source, algorithm, settings.seed)
+                    start = training.begin(algorithm, settings, state=state)
+                run = RunFolder.create(request.path, request.config, start)
+                held.enter_context(run.lock)
             if start is None:
-                start = training.begin(algorithm, settings, run=run, state=state)
+                start = training.begin(algorithm, settings, run=run)
         out = console(stderr=True, quiet=jax.process_index() > 0)
         out.print(f"run folder: {run.path}", soft_wrap=True)
         if notes or (request.resumed and done < settings.iterations):
-            why = f": {'; '.join(notes)}" if notes else ""
-            out.print(f"going on from iteration {done}{why}", soft_wrap=True)
+            where = f"going on from iteration {done}" if request.resumed else "starting from another run"
+            out.print(where + (f": {'; '.join(notes)}" if notes else ""), soft_wrap=True)
         if done == settings.iterations:
             out.print(f"all {done} iterations are done; --iterations trains on", soft_wrap=True)
             problem = None
@@ -152,17 +152,19 @@ def _build(config: RunConfig, processes: Processes) -> tuple[TaskFamily, MetaAlg
     return family, algorithm
 
 
-def _initial_state(source: Source, algorithm: MetaAlgorithm, seed: int) -> MetaState:
-    """The first state of a run that starts from the parameters of another one."""
+def _initial_state(source: Source, algorithm: MetaAlgorithm, seed: int) -> tuple[MetaState, tuple[str, ...]]:
+    """The first state of a run that starts from another's parameters, and what was passed over there."""
     run = RunFolder.open(source.path)
     *_, other = build(run.config)
-    _, found, _ = training.restore(run, other, source.which)
+    iteration, found, notes = training.restore(run, other, source.which)
     state = training.initial_state(algorithm, seed).meta
     try:
         training.check_shapes("params", found.meta.params, state.params)
     except ValueError as error:
         raise ValueError(f"--init-from {str(source.path)!r} has other parameters: {error}") from error
-    return state._replace(params=found.meta.params)
+    if notes:
+        notes = (f"taking its iteration {iteration}", *notes)
+    return state._replace(params=found.meta.params), notes
 
 
 def _prolong(run: RunFolder, done: int) -> None:

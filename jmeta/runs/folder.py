@@ -69,8 +69,16 @@ class RunFolder:
         return files.Lock(self.path / "lock")
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], config: RunConfig) -> RunFolder:
+    def create(
+        cls, path: str | os.PathLike[str], config: RunConfig, start: PyTree | None = None
+    ) -> RunFolder:
         """Makes the folder of a new run and writes its configuration and environment.
+
+        Args:
+          path: where there is nothing yet.
+          config: the run's configuration.
+          start: saved as the checkpoint of iteration 0, for a run that does not start as its configuration
+            says. The configuration is written last, so a run without its start is no run.
 
         Raises:
           FileExistsError: there is something at `path`; see `check_free`. Nothing is changed.
@@ -85,7 +93,9 @@ class RunFolder:
                 check_free(run.path)
                 run._remove_temporaries()
                 files.write_json(run.path / "environment.json", environment.describe())
-                files.write_atomically(run.path / "config.json", config.to_json().encode())
+                if start is not None:
+                    run.save_checkpoint(0, start)
+                run.write_config()
             files.sync_folder(run.path.parent)
         return run
 
@@ -218,10 +228,13 @@ class RunFolder:
         if which == "best":
             best = self.best_checkpoint()
             if best is None:
-                raise ValueError(f"run folder {str(self.path)!r} has no best checkpoint; {self._listed()}")
+                raise ValueError(f"run folder {str(self.path)!r} has no best checkpoint: it {self._listed()}")
             which = best.iteration
         self._check_exists(which)
-        return Restored(which, checkpoints.restore(self.path / "checkpoints", which, like), ())
+        try:
+            return Restored(which, checkpoints.restore(self.path / "checkpoints", which, like), ())
+        except DamagedRunError as error:
+            raise DamagedRunError(f"{error}; run folder {str(self.path)!r} {self._listed()}") from error
 
     def resume(self, like: PyTree, checkpoint_every: int) -> Restored:
         """Reads the newest checkpoint from which the run can go on, and drops what was written after it.
@@ -303,11 +316,13 @@ class RunFolder:
 
     def _check_exists(self, iteration: int) -> None:
         if iteration not in self._iterations():
-            raise ValueError(f"run folder {str(self.path)!r} has no checkpoint {iteration}; {self._listed()}")
+            raise ValueError(
+                f"run folder {str(self.path)!r} has no checkpoint {iteration}: it {self._listed()}"
+            )
 
     def _listed(self) -> str:
         there = self._iterations()
-        return f"it has {_list(there)}" if there else "it has none yet"
+        return f"has checkpoints {_list(there)}" if there else "has no checkpoint yet"
 
     def _outdated_best(self, iteration: int, notes: list[str]) -> bool:
         """Whether best.json must go, because it is damaged or of an iteration that is yet to come."""
@@ -352,7 +367,8 @@ def check_free(path: pathlib.Path) -> None:
     """
     if path.is_dir():
         names = {entry.name for entry in files.entries(path)}
-        if all(name in ("environment.json", "lock") or files.is_temporary(name) for name in names):
+        leftovers = ("environment.json", "lock", "checkpoints")
+        if all(name in leftovers or files.is_temporary(name) for name in names):
             return
     if path.exists() or path.is_symlink():
         raise FileExistsError(f"{str(path)!r} already exists; choose another run folder, or --resume it")

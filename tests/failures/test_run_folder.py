@@ -81,6 +81,13 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_trained_again(reference,
     reference.check_end(trained.path, "deleted")
 
 
+def test_a_run_that_starts_from_a_damaged_one_says_what_it_took(trained, tmp_path):
+    (trained.path / "checkpoints" / "8" / "arrays.bin").write_bytes(b"cut off")
+    words = [*fuzz_runs.TRAIN, "--run-dir", str(tmp_path / "second"), "--init-from", str(trained.path)]
+    status, _, err = fuzz_runs.command(words)
+    assert status == 0 and "taking its iteration 6; checkpoint 8 is damaged: arrays.bin: it has 7" in err
+
+
 def test_a_flipped_bit_in_an_array_is_found(run):
     run.save_checkpoint(1, LIKE)
     run.save_checkpoint(2, LIKE)

@@ -61,6 +61,20 @@ def test_create_goes_on_where_a_killed_one_ended(tmp_path, config):
             RunFolder.create(other, config)
 
 
+def test_a_run_with_a_start_of_its_own_is_no_run_without_it(tmp_path, config, monkeypatch):
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_config", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(tmp_path / "run", config, {"a": 1.0})
+    with pytest.raises(DamagedRunError, match="config.json: No such file"):
+        RunFolder.open(tmp_path / "run")
+    run = RunFolder.create(tmp_path / "run", config, {"a": 2.0})
+    assert run.resume({"a": 0.0}, checkpoint_every=1) == (0, {"a": 2.0}, ())
+
+
 def test_another_process_writes_nothing(tmp_path, config, run, monkeypatch):
     run.append_metrics([{"iteration": 1}, {"iteration": 2}])
     before = (run.path / "metrics.jsonl").read_bytes()
@@ -276,19 +290,19 @@ def test_the_best_checkpoint_is_kept_and_restored(run):
     assert run.restore("best", LIKE) == (2, {"a": 2.0}, ())
     assert run.restore("last", LIKE) == (6, {"a": 6.0}, ())
     assert run.restore(5, LIKE) == (5, {"a": 5.0}, ())
-    with pytest.raises(ValueError, match="has no checkpoint 3; it has 2, 4, 5, 6$"):
+    with pytest.raises(ValueError, match="has no checkpoint 3: it has checkpoints 2, 4, 5, 6$"):
         run.restore(3, LIKE)
-    with pytest.raises(ValueError, match="has no checkpoint 3; it has 2, 4, 5, 6$"):
+    with pytest.raises(ValueError, match="has no checkpoint 3: it has checkpoints 2, 4, 5, 6$"):
         run.mark_best(3, 0.0)
 
 
 def test_without_a_best_checkpoint_those_there_are_are_listed(run):
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         run.restore("last", LIKE)
-    with pytest.raises(ValueError, match="has no best checkpoint; it has none yet"):
+    with pytest.raises(ValueError, match="has no best checkpoint: it has no checkpoint yet"):
         run.restore("best", LIKE)
     run.save_checkpoint(4, LIKE)
-    with pytest.raises(ValueError, match="has no best checkpoint; it has 4"):
+    with pytest.raises(ValueError, match="has no best checkpoint: it has checkpoints 4"):
         run.restore("best", LIKE)
 
 
@@ -296,6 +310,8 @@ def test_a_best_checkpoint_that_is_yet_to_come_is_forgotten(run):
     write(run, 8, saved=[4, 8])
     run.mark_best(8, 1.0)
     damage(run, 8)
+    with pytest.raises(DamagedRunError, match="checkpoint 8 is damaged: .* has checkpoints 4, 8$"):
+        run.restore("best", LIKE)
     assert run.resume(LIKE, checkpoint_every=4).iteration == 4
     assert run.best_checkpoint() is None
 
