@@ -5,9 +5,6 @@ import itertools
 import json
 import pathlib
 import resource
-import subprocess
-import sys
-import time
 import weakref
 
 import jax
@@ -15,8 +12,7 @@ import numpy as np
 import pytest
 
 from jmeta import training
-from jmeta.runs import RunFolder, checkpoints, resolve
-from jmeta.runs.config import build
+from jmeta.runs import RunFolder, resolve
 from tests import small
 
 
@@ -238,74 +234,3 @@ def test_a_finished_run_is_left_as_it_is(straight):
     before = metrics_bytes(run)
     assert small.bits(train(run=run, callback=pytest.fail)) == small.bits(state)
     assert metrics_bytes(run) == before
-
-
-_RUN = [
-    "train",
-    "maml",
-    "point-goal",
-    "--iterations",
-    "300",
-    "--tasks",
-    "4",
-    "--log-every",
-    "2",
-    "--checkpoint-every",
-    "4",
-    "--family.horizon",
-    "5",
-    "--num-episodes",
-    "3",
-    "--outer-epochs",
-    "2",
-    "--policy.hidden",
-    "8",
-]
-
-
-@pytest.mark.slow
-def test_killed_at_ten_random_moments_a_run_ends_the_same(tmp_path):
-    """Half of them while it starts or compiles, half between the lines that it logs."""
-
-    def start(path):
-        known = (path / "config.json").exists()
-        words = ["train", "--resume"] if known else _RUN
-        command = [sys.executable, "-m", "jmeta", *words, "--run-dir", str(path)]
-        return subprocess.Popen(command, stderr=subprocess.DEVNULL)
-
-    def logged(path):
-        metrics = path / "metrics.jsonl"
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-    def wait_for(process, path, lines, seconds=float("inf")):
-        end = time.monotonic() + seconds
-        while logged(path) < lines and time.monotonic() < end:
-            assert process.poll() is None
-            time.sleep(0.001)
-
-    reference, killed = tmp_path / "reference", tmp_path / "killed"
-    started = time.monotonic()
-    with start(reference) as process:
-        wait_for(process, reference, 1)
-        first = time.monotonic()
-        assert process.wait() == 0
-    starting, running = first - started, time.monotonic() - first
-    rng = np.random.default_rng()
-    for kill in range(10):
-        before = logged(killed)
-        with start(killed) as process:
-            seconds = float("inf") if kill % 2 else rng.uniform(0, starting)
-            wait_for(process, killed, before + 1, seconds)
-            if kill % 2:
-                time.sleep(rng.uniform(0, running / 20))
-            process.kill()
-    assert 0 < logged(killed) < 300
-    with start(killed) as process:
-        assert process.wait() == 0
-    runs = [RunFolder.open(path) for path in (reference, killed)]
-    assert metrics_bytes(runs[1]) == metrics_bytes(runs[0])
-    assert [run.latest_checkpoint() for run in runs] == [300, 300]
-    _, _, algorithm = build(runs[0].config)
-    like = training.TrainState(algorithm.init(jax.random.key(1)), jax.random.key(2))
-    saved = [small.bits(checkpoints.restore(run.path / "checkpoints", 300, like)) for run in runs]
-    assert saved[0] == saved[1]
