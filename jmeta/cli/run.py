@@ -128,10 +128,11 @@ def _watch(
             "stopping after the iterations that are running; a second signal ends at once", soft_wrap=True
         )
 
-    def restore_terminal() -> None:
+    def say_goodbye() -> None:
         out.show_cursor(True)
+        out.print(f"jmeta: ended at once; {hint}", soft_wrap=True)
 
-    stop = StopRequests(answer, restore_terminal)
+    stop = StopRequests(answer, say_goodbye)
     report = ProgressReporter(out, settings.iterations, settings.num_tasks)
     try:
         with user_errors((OSError,), hint=f"; when that is mended, {hint}"), stop, report:

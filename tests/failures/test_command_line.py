@@ -1,16 +1,24 @@
 """What used to end the command line in a traceback, or in silence."""
 
+import errno
 import io
+import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import jax
+import numpy as np
 import pytest
 
 from jmeta import cli
 from jmeta.cli import output
+from jmeta.reporting.progress import ProgressReporter
+from jmeta.runs import RunFolder
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -130,3 +138,243 @@ def test_hints_name_the_folder_as_the_shell_reads_it(name, capsys, empty_folder)
         check=True,
     ).stdout
     assert echoed == str(path)
+
+
+# -- training on, and from another run ------------------------------------------------------------------
+
+
+def train(*words):
+    return cli.main(["train", "maml", "point-goal", *TINY, *words])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of 4 iterations and one of 6, with evaluations; do not change them."""
+    paths = [tmp_path_factory.mktemp("trained") / name for name in ("four", "six")]
+    for path, iterations in zip(paths, ("4", "6"), strict=True):
+        flags = ("--iterations", iterations, "--evaluate-every", "2", "--run-dir", str(path))
+        assert train(*flags) == 0
+    return paths
+
+
+@pytest.fixture
+def four(trained, empty_folder):
+    return shutil.copytree(trained[0], empty_folder / "four")
+
+
+def content(path):
+    return {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def records(path):
+    return [(path / name).read_bytes() for name in ("metrics.jsonl", "evaluations.jsonl", "best.json")]
+
+
+def test_a_finished_run_is_trained_on(trained, four, capsys):
+    assert cli.main(["train", "--resume", "--run-dir", "four", "--iterations", "6"]) == 0
+    assert records(four) == records(trained[1])
+    assert RunFolder.open(four).config == RunFolder.open(trained[1]).config
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", "--run-dir", "four"]) == 0
+    assert "all 6 iterations are done; --iterations trains on" in capsys.readouterr().err
+
+
+def test_fewer_iterations_than_are_done_are_refused(four, capsys):
+    before = content(four)
+    assert cli.main(["train", "--resume", "--run-dir", "four", "--iterations", "3"]) == 2
+    assert "--iterations must be at least 4, which the run has done, got 3" in one_line(capsys.readouterr())
+    assert content(four) == before
+
+
+def test_a_run_that_cannot_go_on_keeps_its_number_of_iterations(four, capsys):
+    shutil.rmtree(four / "checkpoints")
+    before = content(four)
+    assert cli.main(["train", "--resume", "--run-dir", "four", "--iterations", "6"]) == 2
+    assert content(four) == before
+
+
+def parameters(path, iteration):
+    names = json.loads((path / "checkpoints" / str(iteration) / "manifest.json").read_text())["arrays"]
+    return {one["name"]: one["sha256"] for one in names if ".params" in one["name"]}
+
+
+@pytest.mark.parametrize("which", ["", "@last", "@best", "@2"])
+def test_a_run_starts_from_the_parameters_of_another(which, trained, empty_folder, capsys):
+    best = RunFolder.open(trained[0]).best_checkpoint().iteration
+    iteration = {"": 4, "@last": 4, "@best": best, "@2": 2}[which]
+    flags = ("--init-from", f"{trained[0]}{which}", "--iterations", "0", "--seed", "5", "--run-dir", "new")
+    assert train(*flags) == 0
+    found = parameters(empty_folder / "new", 0)
+    assert found and found == parameters(trained[0], iteration)
+
+
+def test_a_folder_may_have_an_at_in_its_name(trained, empty_folder):
+    shutil.copytree(trained[0], empty_folder / "four@best")
+    for text, iteration in (("four@best", 4), ("four@best@2", 2)):
+        assert train("--init-from", text, "--iterations", "0", "--run-dir", f"new{iteration}") == 0
+        assert parameters(empty_folder / f"new{iteration}", 0) == parameters(trained[0], iteration)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--init-from four --policy.hidden 5", "kernel must be float32[2, 5], got float32[2, 4]"),
+        ("--init-from four@3", "has no checkpoint 3; it has 2, 4"),
+        ("--init-from four@newest", "--init-from must be RUN, RUN@last, RUN@best or RUN@ITERATION"),
+        ("--init-from five", "there is no run folder 'five'"),
+        ("--evaluate-every 3", "evaluate_every must be a multiple of log_every=2, got 3"),
+    ],
+)
+def test_what_a_run_cannot_start_from_is_one_line(words, message, four, empty_folder, capsys):
+    assert train(*words.split(), "--run-dir", "new") == 2
+    assert message in one_line(capsys.readouterr())
+    assert not (empty_folder / "new").exists()
+
+
+# -- signals --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signum", "status", "word"),
+    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+)
+def test_a_signal_saves_what_was_done(signum, status, word, trained, empty_folder, monkeypatch, capsys):
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs may ignore Ctrl-C
+    original = ProgressReporter.__call__
+
+    def send(self, progress):
+        original(self, progress)
+        if progress.iteration == 1:
+            os.kill(os.getpid(), signum)
+
+    flags = ("--iterations", "6", "--checkpoint-every", "6", "--run-dir", "six")
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressReporter, "__call__", send)
+        assert train(*flags) == status
+    signal.signal(signal.SIGINT, previous)
+    lines = capsys.readouterr().err.splitlines()
+    assert "stopping after the iterations that are running; a second signal ends at once" in lines
+    assert lines[-1] == f"jmeta: {word}; go on with: jmeta train --resume --run-dir six"
+    run = RunFolder.open("six")
+    assert run.latest_checkpoint() == len(run.read_metrics()) == 1
+    assert cli.main(["train", "--resume", "--run-dir", "six"]) == 0
+    assert (run.path / "metrics.jsonl").read_bytes() == (trained[1] / "metrics.jsonl").read_bytes()
+
+
+def test_a_second_signal_ends_at_once(empty_folder):
+    """In the middle of one compiled call that would take hours."""
+    flags = ("--iterations", "100000002", "--log-every", "50000001", "--checkpoint-every", "50000001")
+    command = [
+        sys.executable,
+        "-m",
+        "jmeta",
+        "train",
+        "maml",
+        "point-goal",
+        *TINY,
+        *flags,
+        "--run-dir",
+        "run",
+    ]
+    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
+        lines = iter(process.stderr.readline, "")
+        assert any("env steps/s" in line for line in lines)  # of the first iteration, a call of its own
+        process.send_signal(signal.SIGTERM)
+        assert any("a second signal ends at once" in line for line in lines)
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        left = process.communicate(timeout=60)[1]
+    assert process.returncode == 143 and time.monotonic() - started < 30
+    assert left == "jmeta: ended at once; go on with: jmeta train --resume --run-dir run\n"
+
+
+# -- disks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["append_metrics", "append_timings", "append_evaluations", "save_checkpoint"]
+)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES])
+def test_a_full_disk_is_one_line_and_the_run_goes_on(
+    name, number, trained, empty_folder, monkeypatch, capsys
+):
+    original, calls = getattr(RunFolder, name), iter(range(1, 100))
+
+    def fail(self, *arguments):
+        if next(calls) == 2:
+            raise OSError(number, os.strerror(number), str(self.path / "x"))
+        original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, name, fail)
+        assert train("--evaluate-every", "2", "--run-dir", "run") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    hint = "when that is mended, go on with: jmeta train --resume --run-dir run"
+    assert line == f"jmeta: error: 'run/x': {os.strerror(number)}; {hint}"
+    assert cli.main(["train", "--resume", "--run-dir", "run"]) == 0
+    assert records(empty_folder / "run") == records(trained[0])
+
+
+@pytest.mark.parametrize("path", ["/proc/run", "/dev/null", "/dev/null/run", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_one_line(path, capsys):
+    assert train("--run-dir", path) == 2
+    assert path in one_line(capsys.readouterr())
+
+
+def test_the_checkpoint_that_is_gone_back_to_is_named(trained, four, capsys):
+    (four / "checkpoints" / "4" / "arrays.bin").write_bytes(b"")
+    assert cli.main(["train", "--resume", "--run-dir", "four"]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
+    assert len(lines) == 1 and lines[0].startswith("going on from iteration 2: checkpoint 4 is damaged")
+    assert records(four) == records(trained[0])
+
+
+# -- paths ----------------------------------------------------------------------------------------------
+
+
+def test_the_home_folder_is_expanded(trained, empty_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(empty_folder / "home"))
+    shutil.copytree(trained[0], empty_folder / "home" / "four")
+    assert train("--init-from", "~/four@2", "--iterations", "0", "--run-dir", "~/new") == 0
+    assert cli.main(["train", "--resume", "--run-dir", "~/new"]) == 0
+    assert parameters(empty_folder / "home" / "new", 0) == parameters(trained[0], 2)
+    assert not (empty_folder / "~").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train maml point-goal --run-dir {}",
+        "train maml point-goal --init-from {}",
+        "train maml point-goal --init-from {}@best",
+        "train --resume --run-dir {}",
+        "evaluate {}",
+    ],
+)
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "~nobody-of-that-name/run"])
+def test_what_is_no_local_path_is_refused(words, path, empty_folder, capsys):
+    assert cli.main(words.format(path).split()) == 2
+    assert "path must " in one_line(capsys.readouterr())
+    assert list(empty_folder.iterdir()) == []
+
+
+# -- what was lost --------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_tasks_were_mostly_lost_says_so_in_its_last_line(monkeypatch, capsys):
+    from jmeta.training import loop
+
+    original = loop._records
+    monkeypatch.setattr(
+        loop, "_records", lambda *arguments: [one | {"tasks_lost": 3} for one in original(*arguments)]
+    )
+    assert train("--run-dir", "run") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "warning: 12 of 16 tasks were lost because something in them was not finite"
+    assert "  tasks lost: 3 of 4  " in lines[2]
+
+
+def test_a_run_that_lost_nothing_says_nothing(trained, four, capsys):
+    assert cli.main(["train", "--resume", "--run-dir", "four", "--iterations", "6"]) == 0
+    assert "lost" not in (shown := capsys.readouterr().err) and "warning" not in shown
+    assert all(np.isfinite(record["return_after"]) for record in RunFolder.open(four).read_metrics())
