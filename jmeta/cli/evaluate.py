@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-import sys
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from jmeta.cli.errors import user_errors
 from jmeta.cli.flags import parse
+from jmeta.cli.output import console
 from jmeta.cli.start import start_jax
 
 if TYPE_CHECKING:
@@ -44,12 +44,11 @@ class Evaluate:
 
 def main(argv: list[str]) -> None:
     """Adapts a run to fresh tasks, prints the returns, and writes evaluation.json and evaluation.npz."""
-    from rich.console import Console
-
     summary = "Adapts a trained run to fresh tasks and tabulates the returns."
     flags = parse(Evaluate, argv, "jmeta evaluate", summary)
     with user_errors():
         from jmeta.runs.config import SEED_LIMIT, build
+        from jmeta.runs.files import local_path
         from jmeta.runs.folder import RunFolder
 
         for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1), ("seed", 0)):
@@ -58,6 +57,7 @@ def main(argv: list[str]) -> None:
         if flags.seed >= SEED_LIMIT:
             raise ValueError(f"--seed must be below {SEED_LIMIT}, got {flags.seed}")
         checkpoint = _checkpoint(flags.checkpoint)
+        plot = None if flags.plot is None else local_path(flags.plot)
         run = RunFolder.open(flags.run_dir)
         if run.latest_checkpoint() is None:
             raise ValueError(f"run folder {flags.run_dir!r} has no checkpoint yet")
@@ -73,11 +73,11 @@ def main(argv: list[str]) -> None:
         from jmeta.reporting.tables import adaptation_table
 
         steps = evaluation.adaptation_steps(algorithm, flags.steps)
-        if flags.plot is not None:
-            plots.check(flags.plot)
+        if plot is not None:
+            plots.check(plot)
         iteration, state, notes = training.restore(run, algorithm, checkpoint)
     if notes:
-        print(f"evaluating iteration {iteration}: {'; '.join(notes)}", file=sys.stderr)
+        console(stderr=True).print(f"evaluating iteration {iteration}: {'; '.join(notes)}", soft_wrap=True)
     mesh = parallel.task_mesh()
     with jax.set_mesh(mesh):
         result = evaluation.evaluate(
@@ -93,16 +93,16 @@ def main(argv: list[str]) -> None:
         )
     title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
     # What was computed is shown before anything is written, which may fail.
-    console = Console(highlight=False)
-    console.print(title, soft_wrap=True)
+    out = console()
+    out.print(title, soft_wrap=True)
     curve = (result.steps, result.return_mean, result.return_low, result.return_high, result.optimal_mean)
-    console.print(adaptation_table(*curve, measures=result.measure_means))
+    out.print(adaptation_table(*curve, measures=result.measure_means))
     if result.tasks_lost:
-        console.print(_lost(result), soft_wrap=True)
+        out.print(_lost(result), soft_wrap=True)
     with user_errors():
         _write(run.path, result, flags, iteration)
-        if flags.plot is not None:
-            plots.adaptation_curve(flags.plot, title, *curve)
+        if plot is not None:
+            plots.adaptation_curve(plot, title, *curve)
 
 
 def _checkpoint(word: str) -> int | Literal["last", "best"]:

@@ -16,7 +16,9 @@ def check(path: pathlib.Path) -> None:
     except ModuleNotFoundError:
         raise ValueError("plots need matplotlib: pip install '.[plots]'") from None
     if path.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"a plot must be a .png, .pdf or .svg, not {str(path)!r}")
+        raise ValueError(f"a plot must be a .png, .pdf or .svg, got {str(path)!r}")
+    if path.is_dir():
+        raise ValueError(f"a plot must be a file, got the folder {str(path)!r}")
     if not path.parent.is_dir():
         raise ValueError(f"no such folder: {str(path.parent)!r}")
 

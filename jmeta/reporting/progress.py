@@ -103,7 +103,8 @@ def describe_evaluation(record: Mapping[str, Any]) -> str:
     """One line about an evaluation while training; see `training.train`."""
     returns = " → ".join(f"{value:.1f}" for value in record["return_mean"])
     tasks = "held-out tasks" if record["split"] == "heldout" else "fresh tasks"
-    return f"evaluation after {record['iteration']}: return {returns} on {record['num_tasks']} {tasks}"
+    lost = f", of which {record['tasks_lost']} were lost" if record["tasks_lost"] else ""
+    return f"evaluation after {record['iteration']}: return {returns} on {record['num_tasks']} {tasks}{lost}"
 
 
 def warning(records: Iterable[Mapping[str, Any]], num_tasks: int) -> str | None:

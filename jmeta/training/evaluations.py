@@ -48,6 +48,7 @@ def evaluation_record(
         "return": result.return_mean[-1],
         "split": "heldout" if heldout else "train",
         "num_tasks": result.num_tasks,
+        "tasks_lost": result.tasks_lost,
         "steps": result.steps,
         "return_mean": result.return_mean,
         "return_low": result.return_low,

