@@ -99,6 +99,9 @@ def _check_fields(family: TaskFamily) -> None:
     for name, function in functions.items():
         _expect(callable(function), f"{where} {name} must be a function, got {_kind(function)}")
     size = "size" if isinstance(action, Continuous) else "num"
+    if isinstance(action, Continuous):
+        bounds = f"low must be below high, got low={action.low}, high={action.high}"
+        _expect(action.low < action.high, f"{where} env.spec.action: {bounds}")
     numbers = {
         "obs_size": spec.obs_size,
         f"action.{size}": getattr(action, size),

@@ -24,9 +24,18 @@ Metrics = dict[str, Array]  # name -> scalar []
 
 @dataclasses.dataclass(frozen=True)
 class Continuous:
-    """An action vector of `size` floats [A]; environments take them unclipped, nominally in [-1, 1]."""
+    """An action vector of `size` floats [A].
+
+    Attributes:
+      size: A.
+      low: lower end of the range in which actions have a meaning, -inf if there is none. Agents do not clip
+        actions: an environment takes any number, and clips it itself if it must.
+      high: upper end, or inf.
+    """
 
     size: int
+    low: float = -1.0
+    high: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

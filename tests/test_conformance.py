@@ -90,6 +90,7 @@ MISTAKES = [
     (make(action=2), "env.spec.action must be Continuous or Discrete, got an object of type int"),
     (make(action=Discrete(0)), "env.spec.action.num must be at least 1, got 0"),
     (make(action=Continuous(1.5)), "env.spec.action.size must be an integer, got 1.5"),
+    (make(action=Continuous(2, low=1.0)), "env.spec.action: low must be below high, got low=1.0, high=1.0"),
     (make(obs_size=0), "env.spec.obs_size must be at least 1, got 0"),
     (make(horizon=0), "env.spec.horizon must be at least 1, got 0"),
     (make(horizon=10.0), "env.spec.horizon must be an integer, got 10.0"),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jmeta.conformance import conform
 from jmeta.types import Array, Continuous, Env, Key, PyTree, Task, TaskFamily
 
 try:
@@ -23,10 +24,10 @@ except ModuleNotFoundError as error:
 class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """A batch of tasks of one family, each a sub-environment, stepped together in one compiled call.
 
-    Observations are unbounded float32 [N, D], rewards float64 [N]. Continuous actions have the nominal bounds
-    [-1, 1]; as everywhere in jmeta, the environment itself clips what is beyond them, if it does. An episode
-    is truncated at the horizon unless it terminates there. The step after its end starts the next one
-    (`AutoresetMode.NEXT_STEP`): the action is ignored, the reward is 0.
+    Observations are unbounded float32 [N, D], rewards float64 [N]. Continuous actions have the bounds
+    that the environment's specification states; the environment itself clips what is beyond them, if it
+    does. An episode is truncated at the horizon unless it terminates there. The step after its end starts
+    the next one (`AutoresetMode.NEXT_STEP`): the action is ignored, the reward is 0.
 
     `reset(seed=s)` gives sub-environment i the key `jax.random.key(s + i)`, from which everything that is
     random follows; without a seed, `reset` goes on with the keys that there are. It takes no options.
@@ -43,11 +44,12 @@ class TaskVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, family: TaskFamily, tasks: Task) -> None:
+        family = conform(family)
         self.num_envs = _num_tasks(family, tasks)
         spec = family.env.spec
         self.single_observation_space = spaces.Box(-np.inf, np.inf, (spec.obs_size,), np.float32)
         self.single_action_space = (
-            spaces.Box(-1.0, 1.0, (spec.action.size,), np.float32)
+            spaces.Box(spec.action.low, spec.action.high, (spec.action.size,), np.float32)
             if isinstance(spec.action, Continuous)
             else spaces.Discrete(spec.action.num)
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jmeta.envs import wrappers
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Discrete, Env, EnvSpec, Key, PyTree, Task, TaskFamily, TimeStep
 
@@ -19,11 +20,17 @@ except ModuleNotFoundError as error:
 
 
 def gymnax_family(
-    name: str, env: Environment, *, sample: Callable[[Key], Task], params: Callable[[Task], EnvParams]
+    name: str,
+    env: Environment,
+    *,
+    sample: Callable[[Key], Task] = lambda key: (),
+    params: Callable[[Task], EnvParams] | None = None,
+    hold_reset: bool = False,
 ) -> TaskFamily:
-    """A gymnax environment whose parameters depend on the task.
+    """A gymnax environment whose parameters depend on the task, or whose task is drawn when it is reset.
 
-    Task: whatever `sample` draws. Reward and termination: the environment's.
+    Task: any pytree that `sample` draws; with `hold_reset` a `wrappers.HeldReset` of it.
+    Reward and termination: the environment's.
     Observation: the environment's as one vector [D], a discrete one as one-hot.
     Actions: the environment's if they are discrete; else [-1, 1], clipped, stands for the range of each.
     Horizon: `max_steps_in_episode` of the parameters, the same for every task.
@@ -40,11 +47,18 @@ def gymnax_family(
             params=lambda length: default.replace(length=length, polemass_length=default.masspole * length),
         )
 
+    Some environments draw the task itself in `reset`: the goal of PointRobot and MetaMaze, the arms of the
+    bandits. Each episode has a new key, so its goal would have nothing to do with the last episode's. With
+    `hold_reset` the key is part of the task, and all episodes of a task start from the same draw:
+
+        family = gymnax_family("point-robot", gymnax.make("PointRobot-misc")[0], hold_reset=True)
+
     Args:
       name: of the family.
       env: the environment, for instance `gymnax.make("CartPole-v1")[0]`.
-      sample: draws a task.
-      params: the environment's parameters for a task.
+      sample: draws a task; by default there is nothing to draw.
+      params: the environment's parameters for a task; by default those of `env`, for every task.
+      hold_reset: whether the key of `reset` is part of the task, which holds all that `reset` draws.
 
     Returns:
       The family.
@@ -55,6 +69,12 @@ def gymnax_family(
     """
     if not isinstance(env, Environment):
         raise ValueError(f"env must be a gymnax Environment, such as gymnax.make(...)[0], got {env!r}")
+    if params is None:
+        default = env.default_params
+
+        def params(task: Task) -> EnvParams:
+            return default
+
     example = params(sample(jax.random.key(0)))
     if not isinstance(example, EnvParams):
         raise ValueError(f"params must map a task to gymnax EnvParams, got {example!r}")
@@ -91,4 +111,5 @@ def gymnax_family(
         horizon=int(example.max_steps_in_episode),
     )
     made = Env(reset, step, spec)
-    return TaskFamily(name, made if discrete else clip_actions(made), sample, sample)
+    family = TaskFamily(name, made if discrete else clip_actions(made), sample, sample)
+    return wrappers.hold_reset(family) if hold_reset else family

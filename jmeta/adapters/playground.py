@@ -24,7 +24,7 @@ def playground_family(
 ) -> TaskFamily:
     """A MuJoCo Playground environment whose model depends on the task.
 
-    Task: whatever `sample` draws. Reward and termination: the environment's.
+    Task: any pytree that `sample` draws. Reward and termination: the environment's.
     Observation: the environment's vector; of several, that called "state". Actions are clipped to [-1, 1].
     Splits: none, until `family._replace(sample_heldout=...)`.
 
@@ -45,6 +45,9 @@ def playground_family(
             sample=lambda key: jax.random.uniform(key, minval=0.1, maxval=1.0),
             model=model,
         )
+
+    If the environment draws a goal or a command in `reset`, which adaptation is to find out, make the key of
+    `reset` a part of the task: `jmeta.envs.hold_reset(playground_family(...))`.
 
     Args:
       name: of the family.

@@ -2,6 +2,6 @@
 
 from jmeta.envs.point_mass import point_mass
 from jmeta.envs.tabular_mdp import tabular_mdp
-from jmeta.envs.wrappers import clip_actions, discretize_actions, trials
+from jmeta.envs.wrappers import clip_actions, discretize_actions, hold_reset, trials
 
-__all__ = ["clip_actions", "discretize_actions", "point_mass", "tabular_mdp", "trials"]
+__all__ = ["clip_actions", "discretize_actions", "hold_reset", "point_mass", "tabular_mdp", "trials"]

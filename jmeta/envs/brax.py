@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jmeta.checks import at_least
+from jmeta.checks import at_least, one_of
 from jmeta.envs.batch_last import batch_last
 from jmeta.envs.wrappers import clip_actions
 from jmeta.types import Array, Continuous, Env, EnvSpec, Key, PyTree, Task, TimeStep
@@ -64,10 +65,8 @@ def make(
     Raises:
       ValueError: if the name, backend or horizon is not one of those allowed.
     """
-    if name not in _GROUND_COORDINATES:
-        raise ValueError(f"name must be one of {', '.join(_GROUND_COORDINATES)}, got {name!r}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    one_of(_GROUND_COORDINATES, name=name)
+    one_of(BACKENDS, backend=backend)
     at_least(1, horizon=horizon)
 
     envs = _import_brax_envs()
@@ -179,9 +178,34 @@ def scale_physics(
 def _import_brax_envs() -> ModuleType:
     lines = _WithoutWarpLines(sys.stdout)
     with contextlib.redirect_stdout(lines), _quiet():
+        _import_mujoco()
         from brax import envs
     lines.finish()
     return envs
+
+
+def _import_mujoco() -> None:
+    """Imports mujoco, without what renders if that cannot be imported: nothing is rendered here.
+
+    `MUJOCO_GL` names the library that mujoco imports for rendering, at once. It may be missing, or unknown to
+    this version.
+    """
+    before = dict(os.environ)
+    try:
+        import mujoco
+    except Exception:
+        if "MUJOCO_GL" not in before:
+            raise
+        os.environ["MUJOCO_GL"] = "disable"
+        try:
+            import mujoco
+        finally:
+            os.environ.pop("PYOPENGL_PLATFORM", None)  # mujoco sets it
+            os.environ.update(before)
+        # Modules that the first attempt imported are known, but not as attributes of the second's `mujoco`.
+        for name, module in list(sys.modules.items()):
+            if name.startswith("mujoco.") and name.count(".") == 1:
+                vars(mujoco).setdefault(name.partition(".")[2], module)
 
 
 class _WithoutWarpLines(io.TextIOBase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jmeta.checks import at_least
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # stay, up, right, down, left
@@ -26,9 +27,8 @@ def gridworld(*, size: int, horizon: int) -> Env:
     Raises:
       ValueError: if an argument is too small.
     """
-    for argument, value, least in (("size", size, 2), ("horizon", horizon, 1)):
-        if value < least:
-            raise ValueError(f"{argument} must be at least {least}, got {value}")
+    at_least(2, size=size)
+    at_least(1, horizon=horizon)
 
     def observe(cell: Array, reward: Array, task: Array) -> TimeStep:
         obs = 2.0 * cell.astype(float) / (size - 1) - 1.0

@@ -6,6 +6,7 @@ Where nothing is said of the task, it is ignored.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -74,7 +75,7 @@ def action_reward() -> Env:
     def step(obs: Array, action: Array, task: Task) -> tuple[Array, Array, Array]:
         return obs, -((action[0] - task) ** 2), jnp.array(True)
 
-    return _probe(_zero, step, Continuous(1), horizon=1)
+    return _probe(_zero, step, Continuous(1, -math.inf, math.inf), horizon=1)
 
 
 def _zero(key: Key) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -33,4 +34,6 @@ def regression(
         reward = -jnp.square(action[0] - target(state, task))
         return state, TimeStep(state, reward, jnp.array(False))
 
-    return Env(reset, step, EnvSpec(input_size, Continuous(1), horizon=1, terminates=False))
+    return Env(
+        reset, step, EnvSpec(input_size, Continuous(1, -math.inf, math.inf), horizon=1, terminates=False)
+    )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least
+from jmeta.checks import at_least, not_negative
 from jmeta.types import Array, Discrete, Env, EnvSpec, Key, TimeStep
 
 
@@ -37,8 +37,7 @@ def tabular_mdp(*, num_states: int, num_actions: int, horizon: int, reward_std: 
       ValueError: if a size is not positive or the standard deviation is negative.
     """
     at_least(1, num_states=num_states, num_actions=num_actions, horizon=horizon)
-    if reward_std < 0:
-        raise ValueError(f"reward_std must not be negative, got {reward_std}")
+    not_negative(reward_std=reward_std)
 
     def observe(state: Array, reward: Array) -> TimeStep:
         return TimeStep(jax.nn.one_hot(state, num_states), reward, jnp.array(False))

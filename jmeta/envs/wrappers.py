@@ -1,13 +1,16 @@
-"""Environments made of other environments: other actions, longer trials."""
+"""Environments made of other environments: other actions, longer trials, starts that belong to the task."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from jmeta.checks import at_least
-from jmeta.types import Array, Continuous, Discrete, Env, Key, PyTree, Task, TimeStep
+from jmeta.checks import at_least, finite
+from jmeta.types import Array, Continuous, Discrete, Env, Key, PyTree, Task, TaskFamily, TimeStep
 
 MAX_DISCRETE_ACTIONS = 4096
 
@@ -21,7 +24,7 @@ def clip_actions(env: Env, *, low: float = -1.0, high: float = 1.0) -> Env:
       high: upper bound of every action dimension.
 
     Returns:
-      The environment, its spec unchanged.
+      The environment; its spec states the bounds.
 
     Raises:
       ValueError: if the actions are discrete or `low` is not below `high`.
@@ -34,7 +37,8 @@ def clip_actions(env: Env, *, low: float = -1.0, high: float = 1.0) -> Env:
     def step(key: Key, state: PyTree, action: Array, task: Task) -> tuple[PyTree, TimeStep]:
         return env.step(key, state, jnp.clip(action, low, high), task)
 
-    return env._replace(step=step)
+    action = dataclasses.replace(env.spec.action, low=low, high=high)
+    return env._replace(step=step, spec=dataclasses.replace(env.spec, action=action))
 
 
 def discretize_actions(env: Env, *, bins: int, low: float = -1.0, high: float = 1.0) -> Env:
@@ -58,8 +62,8 @@ def discretize_actions(env: Env, *, bins: int, low: float = -1.0, high: float = 
     """
     if not isinstance(env.spec.action, Continuous):
         raise ValueError(f"discretize_actions needs Continuous actions, got {env.spec.action}")
-    if bins < 2:
-        raise ValueError(f"bins must be at least 2, got {bins}")
+    at_least(2, bins=bins)
+    finite(low=low, high=high)
     if not low < high:
         raise ValueError(f"low must be below high, got low={low}, high={high}")
     size = env.spec.action.size
@@ -89,3 +93,48 @@ def trials(env: Env, *, num_episodes: int) -> Env:
     """
     at_least(1, num_episodes=num_episodes)
     return env._replace(spec=dataclasses.replace(env.spec, trial_episodes=num_episodes))
+
+
+class HeldReset(NamedTuple):
+    """A task that says how its episodes start."""
+
+    reset_key: Array  # data of a random key, uint32
+    task: Task  # of the family that was given
+
+
+def hold_reset(family: TaskFamily) -> TaskFamily:
+    """The family with the key of `reset` as a part of the task, so that every episode of a task starts alike.
+
+    This is for environments that draw the goal of an episode in `reset`: with a new key for every episode
+    there would be nothing to adapt to. All that `reset` draws is held, the starting position too.
+
+    Args:
+      family: the family.
+
+    Returns:
+      A family of the same name, whose tasks are `HeldReset`.
+    """
+    env, optimal_return = family.env, family.optimal_return
+
+    def hold(sample: Callable[[Key], Task]) -> Callable[[Key], HeldReset]:
+        def sample_held(key: Key) -> HeldReset:
+            key_reset, key_task = jax.random.split(key)
+            return HeldReset(jax.random.key_data(key_reset), sample(key_task))
+
+        return sample_held
+
+    def reset(key: Key, task: HeldReset) -> tuple[PyTree, TimeStep]:
+        held = jax.random.wrap_key_data(task.reset_key, impl=jax.random.key_impl(key))
+        return env.reset(held, task.task)
+
+    def step(key: Key, state: PyTree, action: Array, task: HeldReset) -> tuple[PyTree, TimeStep]:
+        return env.step(key, state, action, task.task)
+
+    sample = hold(family.sample)
+    no_split = family.sample_heldout is family.sample
+    return family._replace(
+        env=env._replace(reset=reset, step=step),
+        sample=sample,
+        sample_heldout=sample if no_split else hold(family.sample_heldout),
+        optimal_return=optimal_return and (lambda task: optimal_return(task.task)),
+    )

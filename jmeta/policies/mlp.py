@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
+from jmeta.checks import at_least, boolean, finite, one_of
 from jmeta.policies import normalized
 from jmeta.policies.layers import apply_layers, init_layers
 from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
@@ -59,17 +59,15 @@ def mlp(
       ValueError: an argument is out of its range.
     """
     hidden = tuple(hidden)
-    if any(size < 1 for size in hidden):
-        raise ValueError(f"hidden is {hidden}; must be positive layer sizes, or none for a linear policy.")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}; must be one of {sorted(ACTIVATIONS)}.")
-    if not (math.isfinite(min_log_std) and math.isfinite(init_log_std) and min_log_std <= init_log_std):
-        raise ValueError(
-            f"init_log_std is {init_log_std} and min_log_std is {min_log_std}; "
-            "both must be finite and init_log_std no smaller than min_log_std."
-        )
-    if context_size < 0:
-        raise ValueError(f"context_size is {context_size}; must not be negative.")
+    for size in hidden:
+        at_least(1, hidden=size)
+    one_of(ACTIVATIONS, activation=activation)
+    finite(init_log_std=init_log_std, min_log_std=min_log_std)
+    traced = isinstance(init_log_std, jax.core.Tracer) or isinstance(min_log_std, jax.core.Tracer)
+    if not traced and init_log_std < min_log_std:
+        raise ValueError(f"init_log_std must be at least min_log_std={min_log_std}, got {init_log_std}")
+    boolean(critic=critic, normalize_observations=normalize_observations)
+    at_least(0, context_size=context_size)
     continuous = isinstance(spec.action, Continuous)
     num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
     nonlinearity = ACTIVATIONS[activation]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jmeta import distributions
+from jmeta.checks import finite, in_interval
 from jmeta.types import Discrete, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
 
 
@@ -25,8 +26,8 @@ def tabular(spec: EnvSpec, *, epsilon: float = 0.1, init_value: float = 0.0) -> 
     """
     if not isinstance(spec.action, Discrete):
         raise ValueError("tabular needs discrete actions, got continuous ones")
-    if not 0.0 < epsilon <= 1.0:
-        raise ValueError(f"epsilon must be in (0, 1], got {epsilon}")
+    in_interval("(0, 1]", epsilon=epsilon)
+    finite(init_value=init_value)
     num_actions = spec.action.num
 
     def init(key: Key) -> Params:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jmeta.checks import positive
 from jmeta.envs import brax
 from jmeta.tasks._splits import uniform_inside, uniform_outside
 from jmeta.types import Array, Key, Task, TaskFamily
@@ -36,8 +37,7 @@ def half_cheetah_velocity(
     Raises:
       ValueError: if `max_velocity`, backend or horizon is not allowed.
     """
-    if not max_velocity > 0:
-        raise ValueError(f"max_velocity must be positive, got {max_velocity}")
+    positive(max_velocity=max_velocity)
     heldout = (max_velocity / 2, max_velocity * 5 / 8)
 
     def reward(state: Any, action: Array, task: Task) -> Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jmeta.checks import positive
 from jmeta.envs import brax
 from jmeta.tasks._splits import uniform_inside, uniform_outside
 from jmeta.types import Array, Continuous, Key, Task, TaskFamily
@@ -75,8 +76,7 @@ def walker2d_parameters(
 
 
 def _family(robot: str, limit: float, backend: str, horizon: int) -> TaskFamily:
-    if not limit > 0:
-        raise ValueError(f"log_scale_limit must be positive, got {limit}")
+    positive(log_scale_limit=limit)
     heldout = (limit / 3, limit * 2 / 3)
 
     def reward(state: Any, action: Array, task: Task) -> Array:

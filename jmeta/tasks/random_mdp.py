@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jmeta.checks import in_interval, one_of
 from jmeta.envs.tabular_mdp import TabularTask, finite_horizon_value, tabular_mdp
 from jmeta.envs.wrappers import trials
 from jmeta.types import Array, Key, TaskFamily
@@ -49,10 +50,8 @@ def random_mdp(
     Raises:
       ValueError: an argument is out of its range.
     """
-    if transitions not in ("dirichlet", "uniform"):
-        raise ValueError(f"transitions must be dirichlet or uniform, got {transitions!r}")
-    if not 0.0 <= shared < 1.0:
-        raise ValueError(f"shared must be at least 0 and below 1, got {shared}")
+    one_of(("dirichlet", "uniform"), transitions=transitions)
+    in_interval("[0, 1)", shared=shared)
     env = tabular_mdp(num_states=num_states, num_actions=num_actions, horizon=horizon, reward_std=1.0)
     env = trials(env, num_episodes=10)
 

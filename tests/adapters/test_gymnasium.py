@@ -315,3 +315,14 @@ def test_without_gymnasium_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'jmeta[gymnasium]'")):
         runpy.run_path(adapter.__file__)
+
+
+def test_actions_have_the_bounds_of_the_environment():
+    family = tasks.sinusoid()
+    task = family.sample(jax.random.key(0))
+    env = TaskEnv(family, task)
+    assert env.action_space == gymnasium.spaces.Box(-np.inf, np.inf, (1,))
+    x, _ = env.reset(seed=0)
+    best = np.float32([task.amplitude * np.sin(x[0] - task.phase)])
+    assert best in env.action_space
+    np.testing.assert_allclose(env.step(best)[1], 0.0, atol=1e-5)

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 # The development tools bring gymnax with the Python of the lock; on newer ones it would hold back jax.
@@ -18,12 +19,14 @@ if sys.version_info >= (3, 12) and importlib.util.find_spec("gymnax") is None:
 import gymnax
 from gymnax.environments import spaces
 
-from jmeta import policies, rollouts
+from jmeta import algorithms, policies, rollouts, training
 from jmeta.adapters import gymnax as adapter
 from jmeta.adapters.gymnasium import TaskVectorEnv
 from jmeta.adapters.gymnax import gymnax_family
+from jmeta.conformance import conform
 from jmeta.types import Adapted, Continuous, Discrete
 
+KEYS = jax.random.split(jax.random.key(1), 4)
 README = pathlib.Path(__file__).parents[2] / "README.md"
 
 
@@ -184,3 +187,39 @@ def test_without_gymnax_the_error_says_what_to_install(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=re.escape("pip install 'jmeta[gymnax]'")):
         runpy.run_path(adapter.__file__)
+
+
+# -- environments that draw their task in `reset` -------------------------------------------------------
+
+
+def test_a_task_that_is_drawn_in_reset_is_held_over_the_episodes():
+    env, params = gymnax.make("PointRobot-misc")
+    family = gymnax_family(
+        "point-robot", env, params=lambda task: params.replace(max_steps_in_episode=4), hold_reset=True
+    )
+    family = conform(family)
+    tasks = jax.vmap(family.sample)(jax.random.split(jax.random.key(0), 3))
+    goals = jax.vmap(lambda task: jax.vmap(lambda key: family.env.reset(key, task)[0].goal)(KEYS))(tasks)
+    assert (goals == goals[:, :1]).all() and len(np.unique(goals[:, 0], axis=0)) == 3
+    other = gymnax_family("point-robot", env)  # every episode has a goal of its own
+    assert len(np.unique(jax.vmap(lambda key: other.env.reset(key, ())[0].goal)(KEYS), axis=0)) == len(KEYS)
+
+    policy = policies.mlp(family.env.spec, hidden=(4,))
+    algorithm = algorithms.maml(family, policy, optimizer=optax.adam(0.1), num_episodes=2)
+    records = []
+    training.train(
+        algorithm,
+        family,
+        iterations=2,
+        num_tasks=2,
+        callback=lambda progress: records.append(progress.metrics),
+    )
+    assert records[-1]["tasks_lost"] == 0 and records[-1]["skipped"] == 0
+    assert all(np.isfinite(value) for value in records[-1].values())
+
+
+@pytest.mark.parametrize("name", ["MetaMaze-misc", "BernoulliBandit-misc", "GaussianBandit-misc"])
+def test_the_other_environments_that_draw_their_task_in_reset_are_families(name):
+    family = conform(gymnax_family(name, gymnax.make(name)[0], hold_reset=True))
+    tasks = jax.eval_shape(jax.vmap(family.sample), jax.random.split(jax.random.key(0), 2))
+    assert jax.tree.leaves(tasks)[0].shape[0] == 2

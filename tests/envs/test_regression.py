@@ -46,4 +46,4 @@ def test_the_reward_is_differentiable_in_the_prediction(env):
 
 
 def test_spec(env):
-    assert (env.spec.obs_size, env.spec.action, env.spec.horizon) == (2, Continuous(1), 1)
+    assert (env.spec.obs_size, env.spec.action, env.spec.horizon) == (2, Continuous(1, -np.inf, np.inf), 1)

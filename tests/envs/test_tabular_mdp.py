@@ -93,5 +93,5 @@ def test_spec_and_validation(env):
     assert env.spec.obs_size == 2 and env.spec.action == Discrete(2) and env.spec.horizon == 3
     with pytest.raises(ValueError, match="num_actions must be at least 1, got 0"):
         tabular_mdp(num_states=2, num_actions=0, horizon=3)
-    with pytest.raises(ValueError, match="reward_std must not be negative, got -1"):
+    with pytest.raises(ValueError, match="reward_std must be finite and not negative, got -1"):
         tabular_mdp(num_states=2, num_actions=2, horizon=3, reward_std=-1)

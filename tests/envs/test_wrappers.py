@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jmeta.envs import clip_actions, discretize_actions, point_mass, probes
-from jmeta.types import Discrete
+from jmeta.envs import clip_actions, discretize_actions, hold_reset, point_mass, probes
+from jmeta.types import Continuous, Discrete, TaskFamily
 
 
 @pytest.fixture
@@ -54,3 +54,22 @@ def test_validation(point):
         clip_actions(point, low=1.0, high=1.0)
     with pytest.raises(ValueError, match="low=2.0, high=1.0"):
         discretize_actions(point, bins=3, low=2.0)
+
+
+def test_the_spec_states_the_bounds_of_actions():
+    bounded = clip_actions(probes.action_reward(), low=-2.0, high=3.0)
+    assert bounded.spec.action == Continuous(1, -2.0, 3.0)
+
+
+def test_a_held_reset_starts_every_episode_of_a_task_alike():
+    env = probes.observation_reward()  # draws its observation in `reset`
+    family = TaskFamily("drawn", env, lambda key: jnp.zeros(()), lambda key: jnp.zeros(()))
+    held = hold_reset(family._replace(optimal_return=lambda task: task + 1))
+    tasks = jax.vmap(held.sample)(jax.random.split(jax.random.key(0), 20))
+    assert all(leaf.dtype != jax.random.key(0).dtype for leaf in jax.tree.leaves(tasks))  # plain arrays
+    keys = jax.random.split(jax.random.key(1), 5)
+    obs = jax.vmap(lambda task: jax.vmap(lambda key: held.env.reset(key, task)[1].obs)(keys))(tasks)
+    assert (obs == obs[:, :1]).all()
+    assert set(obs.ravel().tolist()) == {-1.0, 1.0}
+    assert held.optimal_return(jax.tree.map(lambda x: x[0], tasks)) == 1
+    assert hold_reset(family._replace(sample_heldout=family.sample)).sample_heldout is not held.sample

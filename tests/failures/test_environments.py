@@ -1,6 +1,9 @@
 """Environments, tasks and policies as users have them."""
 
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from jmeta import algorithms, evaluate, optimizers, policies, training
+from jmeta import algorithms, envs, evaluate, optimizers, policies, training
 from jmeta import tasks as jmeta_tasks
 from jmeta.conformance import conform
+from jmeta.envs import probes
+from jmeta.envs.tabular_mdp import TabularTask
 from jmeta.types import Continuous, Discrete, Env, EnvSpec, PolicyInput, TaskFamily, TimeStep
 
 
@@ -198,3 +203,61 @@ def test_rl2_updates_the_statistics_of_observations():
 def test_the_scale_of_rewards_is_positive_and_finite(scale):
     with pytest.raises(ValueError, match="reward_scale must be positive and finite, got"):
         policies.lstm(EnvSpec(1, Discrete(2), horizon=2), reward_scale=scale)
+
+
+# Exits with an error if brax cannot be imported, or if the environment is another one afterwards.
+IMPORT_BRAX = """
+import os
+before = dict(os.environ)
+from jmeta.envs import brax
+brax._import_brax_envs()
+assert os.environ.get("MUJOCO_GL") == before.get("MUJOCO_GL"), os.environ["MUJOCO_GL"]
+assert os.environ.get("PYOPENGL_PLATFORM") == before.get("PYOPENGL_PLATFORM")
+"""
+
+
+@pytest.mark.parametrize("library", ["osmesa", "no-such-library"])
+def test_brax_is_imported_whatever_renders(library):
+    command = [sys.executable, "-c", IMPORT_BRAX]
+    run = subprocess.run(command, env=os.environ | {"MUJOCO_GL": library}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_numbers_of_families_and_policies_may_be_traced_and_are_finite_otherwise():
+    spec = EnvSpec(1, Continuous(1), horizon=2)
+
+    def reward_of(std):
+        env = envs.tabular_mdp(num_states=1, num_actions=1, horizon=1, reward_std=std)
+        task = TabularTask(jnp.ones((1, 1, 1)), jnp.zeros((1, 1)))
+        return env.step(jax.random.key(0), jnp.int32(0), jnp.int32(0), task)[1].reward
+
+    rewards = jax.vmap(reward_of)(jnp.array([0.0, 1.0, 2.0]))
+    np.testing.assert_allclose(rewards[2] - rewards[0], 2 * (rewards[1] - rewards[0]), rtol=1e-6)
+
+    def log_std_of(init_log_std):
+        return policies.mlp(spec, hidden=(), init_log_std=init_log_std).init(jax.random.key(0))["log_std"]
+
+    np.testing.assert_allclose(jax.vmap(log_std_of)(jnp.array([-1.0, 0.0])), [[-1.0], [0.0]])
+    for refused in (
+        lambda x: policies.mlp(spec, init_log_std=x),
+        lambda x: policies.tabular(EnvSpec(1, Discrete(2), 2), epsilon=x),
+        lambda x: policies.tabular(EnvSpec(1, Discrete(2), 2), init_value=x),
+        lambda x: envs.tabular_mdp(num_states=1, num_actions=1, horizon=1, reward_std=x),
+        lambda x: envs.discretize_actions(probes.action_reward(), bins=2, high=x),
+        lambda x: jmeta_tasks.half_cheetah_velocity(max_velocity=x),
+        lambda x: jmeta_tasks.hopper_parameters(log_scale_limit=x),
+        lambda x: jmeta_tasks.random_mdp(shared=x),
+    ):
+        for value in (float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=rf" must be .*, got {value}"):
+                refused(value)
+
+
+def test_an_observation_that_is_too_large_does_not_stay_in_the_statistics():
+    policy = policies.mlp(EnvSpec(2, Discrete(2), 2), hidden=(), normalize_observations=True)
+    params = policy.init(jax.random.key(0))
+    rows = jnp.array([[0.0, 2.0], [jnp.nan, 1.0], [1e30, 1.0], [2.0, 4.0]])
+    statistics = policy.observe(params, rows, jnp.ones(4)).statistics
+    assert statistics.num == 2
+    np.testing.assert_allclose(statistics.mean, [1.0, 3.0])
+    np.testing.assert_allclose(statistics.sum_of_squares, [2.0, 2.0])

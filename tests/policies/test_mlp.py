@@ -122,11 +122,12 @@ def test_without_hidden_layers_it_is_linear():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"hidden": (8, 0)}, r"hidden is \(8, 0\)"),
-        ({"activation": "cube"}, "activation is 'cube'.*tanh"),
-        ({"init_log_std": -4.0}, "init_log_std is -4.0 and min_log_std is -3.0"),
-        ({"min_log_std": float("nan")}, "min_log_std is nan"),
-        ({"context_size": -1}, "context_size is -1; must not be negative"),
+        ({"hidden": (8, 0)}, "hidden must be at least 1, got 0"),
+        ({"activation": "cube"}, "activation must be one of tanh, relu, elu, swish, got 'cube'"),
+        ({"init_log_std": -4.0}, "init_log_std must be at least min_log_std=-3.0, got -4.0"),
+        ({"min_log_std": float("nan")}, "min_log_std must be finite, got nan"),
+        ({"init_log_std": float("inf")}, "init_log_std must be finite, got inf"),
+        ({"context_size": -1}, "context_size must be at least 0, got -1"),
     ],
 )
 def test_arguments_are_validated(arguments, message):

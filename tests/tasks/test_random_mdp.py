@@ -162,9 +162,9 @@ def test_there_is_no_heldout_split():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"transitions": "gamma"}, "transitions must be dirichlet or uniform, got 'gamma'"),
-        ({"shared": 1.0}, "shared must be at least 0 and below 1, got 1.0"),
-        ({"shared": -0.1}, "shared must be at least 0 and below 1, got -0.1"),
+        ({"transitions": "gamma"}, "transitions must be one of dirichlet, uniform, got 'gamma'"),
+        ({"shared": 1.0}, r"shared must be in \[0, 1\), got 1.0"),
+        ({"shared": -0.1}, r"shared must be in \[0, 1\), got -0.1"),
         ({"num_states": 0}, "num_states must be at least 1, got 0"),
     ],
 )
