@@ -115,7 +115,7 @@ def measure(algorithm_name: str, family_name: str, share: float, flags: Flags) -
     if flags.iterations is not None:
         training = dataclasses.replace(training, iterations=flags.iterations)
         config = dataclasses.replace(config, training=training)
-    healthy = build(config)[0]
+    healthy, _, _ = build(config)
     family, _, algorithm = build(config, exploding(healthy, share))
     calm = exploding(healthy, 0.0)
     started, lost, drawn, skipped, returns = time.perf_counter(), [], [], [], []

@@ -131,13 +131,17 @@ def resolve(
     )
 
 
-def build(config: RunConfig) -> tuple[TaskFamily, Policy, MetaAlgorithm]:
+def build(config: RunConfig, family: TaskFamily | None = None) -> tuple[TaskFamily, Policy, MetaAlgorithm]:
     """Builds the task family, the policy and the algorithm of a configuration.
+
+    Args:
+      config: the configuration.
+      family: used instead of the family of the configuration, for instance that family within a wrapper.
 
     Raises:
       ValueError: as `resolve` does, and from the factories, for a value that they do not allow.
     """
-    family = _make("family", config.family)
+    family = _make("family", config.family) if family is None else family
     policy = _make("policy", config.policy, family.env.spec)
     return (
         family,
