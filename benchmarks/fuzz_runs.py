@@ -2,10 +2,10 @@
 
 Every file of a checkpoint and every line of the other files is truncated, emptied, deleted or changed in one
 bit. Every file and folder is also replaced by a link (to nothing, to /dev/zero, to a folder, to itself), by
-a folder, by a pipe, or by 10 GB of zeros that take no space. After each damage a copy of the run is evaluated
-and another one is resumed. Each command must work on the newest checkpoint, or work on an older one and say
-so, or end with status 2, one line and nothing changed. A run that goes on must end with the parameters and
-metrics of the run that was never damaged.
+a folder, by a pipe, or by 10 GB of zeros that take no space. After each damage one copy of the run is resumed
+and two are evaluated, at the newest and at the best checkpoint. Each command must work on that checkpoint, or
+work on an older one and say so, or end with status 2, one line and nothing changed. A run that goes on must
+end with the parameters and metrics of the run that was never damaged.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ NEWEST = 8
 ZEROS = 10 * 10**9  # bytes of a sparse file
 MEMORY = 1024  # MiB that no case may need on top of what the first commands did
 LINES = ("config.json", "metrics.jsonl", "timings.jsonl", "evaluations.jsonl", "best.json")
+COMMANDS = {
+    "resume": "train --resume",
+    "evaluate": "evaluate",
+    "evaluate_best": "evaluate --checkpoint best",
+}
 OUTCOMES = ("newest", "older", "refused", "failed")
 
 
@@ -63,6 +68,7 @@ class Case:
     damage: str
     resume: str
     evaluate: str
+    evaluate_best: str
     problem: str | None  # where an outcome is "failed"
 
 
@@ -247,7 +253,10 @@ class Reference:
         status, _, errors = command([*TRAIN, "--run-dir", str(self.path)])
         if status:
             raise Problem(errors)
-        self.config = RunFolder.open(self.path).config
+        run = RunFolder.open(self.path)
+        best = run.best_checkpoint()
+        assert best is not None
+        self.config, self.best = run.config, best.iteration
         self.metrics = (self.path / "metrics.jsonl").read_bytes()
         self.state = self._state(self.path)
         command(["evaluate", str(self.path), *EVALUATE])
@@ -271,7 +280,7 @@ class Reference:
             raise Problem("resume ended with other metrics")
 
 
-def outcome(status: int, errors: str, iteration: Callable[[], int], unchanged: bool) -> str:
+def outcome(status: int, errors: str, is_newest: Callable[[], bool], unchanged: bool) -> str:
     """What a command did with a damaged run; Problem if it should not have."""
     if status == 2:
         if not errors.startswith("jmeta: error: ") or errors.count("\n") != 1:
@@ -281,20 +290,20 @@ def outcome(status: int, errors: str, iteration: Callable[[], int], unchanged: b
         return "refused"
     if status:
         raise Problem(f"ended with status {status}: {errors}")
-    return "newest" if iteration() >= NEWEST else "older"
+    return "newest" if is_newest() else "older"
 
 
-def evaluated(path: pathlib.Path) -> str:
-    """Evaluates a damaged run; which outcome, or Problem."""
+def evaluated(path: pathlib.Path, which: str, expected: int) -> str:
+    """Evaluates a checkpoint of a damaged run; which outcome, or Problem."""
     before = snapshot(path)
-    status, printed, errors = command(["evaluate", str(path), *EVALUATE])
+    status, printed, errors = command(["evaluate", str(path), *EVALUATE, "--checkpoint", which])
     after = snapshot(path)
-    kept = {name: entry for name, entry in after.items() if not name.startswith("evaluation")}
-    expected = {name: entry for name, entry in before.items() if not name.startswith("evaluation")}
-    if kept != expected:
+    written = ("evaluation.json", "evaluation.npz")
+    kept = {name: entry for name, entry in after.items() if name not in written}
+    if kept != {name: entry for name, entry in before.items() if name not in written}:
         raise Problem("evaluate changed files of the run")
     used = [number for number in range(NEWEST + 2) if f"iteration {number}\n" in printed]
-    return outcome(status, errors, lambda: used[0], after == before)
+    return outcome(status, errors, lambda: used[0] >= expected, after == before)
 
 
 def resumed(path: pathlib.Path, reference: Reference, damage: str) -> str:
@@ -303,20 +312,20 @@ def resumed(path: pathlib.Path, reference: Reference, damage: str) -> str:
     status, _, errors = command(["train", "--resume", "--run-dir", str(path)])
     unchanged = snapshot(path) == before
 
-    def iteration() -> int:
+    def is_newest() -> bool:
         reference.check_end(path, damage)
-        told = [n for n in range(NEWEST) if f"going on from iteration {n}" in errors]
-        return told[0] if told else NEWEST
+        return not any(f"going on from iteration {number}" in errors for number in range(NEWEST))
 
-    return outcome(status, errors, iteration, unchanged)
+    return outcome(status, errors, is_newest, unchanged)
 
 
 def try_one(reference: Reference, folder: pathlib.Path, case: tuple[str, str, Damage], seed: int) -> Case:
-    """Does one damage twice, to a copy that is evaluated and to one that is resumed."""
+    """Does one damage to a copy for each command."""
     place, kind, damage = case
     outcomes, problem = {}, None
     for name, use in (
-        ("evaluate", evaluated),
+        ("evaluate", lambda path: evaluated(path, "last", NEWEST)),
+        ("evaluate_best", lambda path: evaluated(path, "best", reference.best)),
         ("resume", lambda path: resumed(path, reference, kind)),
     ):
         copy = pathlib.Path(shutil.copytree(reference.path, folder / name))
@@ -364,9 +373,9 @@ def _mixed(cases: list[tuple[str, str, Damage]], rng: random.Random) -> list[tup
 def rows(cases: list[Case]) -> list[list[str]]:
     """The table: for every command, how often each outcome."""
     found = []
-    for name in ("resume", "evaluate"):
+    for name, words in COMMANDS.items():
         counts = collections.Counter(getattr(case, name) for case in cases)
-        found.append([name, str(len(cases)), *(str(counts[outcome]) for outcome in OUTCOMES)])
+        found.append([words, str(len(cases)), *(str(counts[outcome]) for outcome in OUTCOMES)])
     return found
 
 

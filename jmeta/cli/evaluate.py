@@ -51,6 +51,7 @@ def main(argv: list[str]) -> None:
         from jmeta.runs.files import local_path
         from jmeta.runs.folder import RunFolder
 
+        plot = None if flags.plot is None else local_path(flags.plot)
         for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1), ("seed", 0)):
             if (value := getattr(flags, name)) is not None and value < least:
                 raise ValueError(f"--{name} must be at least {least}, got {value}")

@@ -13,9 +13,8 @@ def test_no_damage_ends_in_a_traceback_or_changes_what_is_left():
     assert len({(case.place, case.damage) for case in cases}) == len(cases) == 40
     outcomes = {outcome for case in cases for outcome in (case.resume, case.evaluate)}
     assert outcomes == {"newest", "older", "refused"}
-    resumed, evaluated = fuzz_runs.rows(cases)
-    assert sum(map(int, resumed[2:])) == sum(map(int, evaluated[2:])) == 40
-    assert resumed[-1] == evaluated[-1] == "0"
+    for row in fuzz_runs.rows(cases):
+        assert sum(map(int, row[2:])) == 40 and row[-1] == "0"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +28,7 @@ def test_no_damage_ends_in_a_traceback_or_changes_what_is_left():
 )
 def test_what_no_damage_excuses_is_found(status, errors, unchanged, message):
     with pytest.raises(fuzz_runs.Problem, match=message):
-        fuzz_runs.outcome(status, errors, lambda: 8, unchanged)
+        fuzz_runs.outcome(status, errors, lambda: True, unchanged)
 
 
 def test_every_damage_changes_its_file(tmp_path):
@@ -51,7 +50,7 @@ def test_a_mistake_costs_a_line(monkeypatch):
 
 
 def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
-    case = fuzz_runs.Case("config.json", "deleted", "refused", "failed", "why")
+    case = fuzz_runs.Case("config.json", "deleted", "refused", "refused", "failed", "why")
     monkeypatch.setattr(fuzz_runs, "fuzz", lambda cases, seed, report: report(case) or [case])
     monkeypatch.setattr("sys.argv", ["fuzz_runs", "--json", str(tmp_path / "fuzz.json")])
     monkeypatch.setattr(common, "machine", dict)

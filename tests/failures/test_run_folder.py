@@ -235,7 +235,12 @@ def test_paths_that_are_not_local_are_refused(path, tmp_path, monkeypatch, refer
         with pytest.raises(ValueError, match="path must"):
             use(path)
     if path and "\0" not in str(path):
-        for words in (["evaluate", str(path)], [*fuzz_runs.TRAIN, "--run-dir", str(path)]):
+        for words in (
+            ["evaluate", str(path)],
+            ["evaluate", "run", "--plot", str(path)],
+            [*fuzz_runs.TRAIN, "--run-dir", str(path)],
+            [*fuzz_runs.TRAIN, "--init-from", str(path)],
+        ):
             status, _, err = fuzz_runs.command(words)
             assert status == 2 and "path must" in err
     assert list(tmp_path.iterdir()) == []
