@@ -38,6 +38,7 @@ _NAVIGATION: dict[str, Any] = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "ant-direction": {"training": {"iterations": 100}},
     "half-cheetah-direction": {"training": {"iterations": 120}},
+    "goal-and-pit": _NAVIGATION,
     "point-goal": _NAVIGATION,
     "sparse-point-goal": _NAVIGATION,
 }

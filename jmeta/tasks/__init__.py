@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jmeta.tasks.ant_direction import ant_angle, ant_direction
 from jmeta.tasks.ant_goal import ant_goal
 from jmeta.tasks.bandit import bandit
+from jmeta.tasks.goal_and_pit import goal_and_pit
 from jmeta.tasks.grid_goal import grid_goal
 from jmeta.tasks.half_cheetah_direction import half_cheetah_direction
 from jmeta.tasks.half_cheetah_velocity import half_cheetah_velocity
@@ -21,6 +22,7 @@ REGISTRY: dict[str, Callable[..., TaskFamily]] = {
     "ant-direction": ant_direction,
     "ant-goal": ant_goal,
     "bandit": bandit,
+    "goal-and-pit": goal_and_pit,
     "grid-goal": grid_goal,
     "half-cheetah-direction": half_cheetah_direction,
     "half-cheetah-velocity": half_cheetah_velocity,
@@ -40,6 +42,7 @@ __all__ = [
     "ant_direction",
     "ant_goal",
     "bandit",
+    "goal_and_pit",
     "grid_goal",
     "half_cheetah_direction",
     "half_cheetah_velocity",

@@ -18,7 +18,14 @@ from jmeta.types import TaskFamily
 LANES = 28  # the base task twice, its perturbations (at most 20, of the walker), and further samples
 STEPS = 100
 
-OTHERS = ("bandit", "grid-goal", "random-mdp", "recommendation", "sinusoid")  # each in a file of its own
+OTHERS = (
+    "bandit",
+    "goal-and-pit",
+    "grid-goal",
+    "random-mdp",
+    "recommendation",
+    "sinusoid",
+)  # each in a file of its own
 CONTROL = [name for name in tasks.REGISTRY if name not in OTHERS]
 
 slow = pytest.mark.slow
