@@ -16,7 +16,7 @@ from jmeta.conformance import conform
 from jmeta.types import Array, Key, MetaAlgorithm, Params, Policy, PyTree, Task, TaskFamily
 
 _APART = 2**31 - 1  # more than any number that training folds into a key
-STEP_SCALES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+STEP_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
 @dataclasses.dataclass(frozen=True)

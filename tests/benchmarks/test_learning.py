@@ -90,7 +90,7 @@ def test_rows_are_compared_seed_by_seed():
 
 
 def test_a_factor_at_an_end_of_the_grid_is_starred_and_a_memory_has_none():
-    assert learning.scales([seed_of([0, 0], (1, 32.0)), seed_of([0, 0], (1, 8.0))]) == "20*"
+    assert learning.scales([seed_of([0, 0], (1, 128.0)), seed_of([0, 0], (1, 8.0))]) == "68*"
     assert learning.scales([seed_of([0, 0], (1, 4.0))]) == "4"
     assert learning.scales([seed_of([0, 0], None)]) == "-"
 
