@@ -36,10 +36,10 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError), hint
     except BrokenPipeError:  # nobody reads the output any more: see `main`
         raise
     except kinds as error:
-        raise UserError(f"{_reason(error)}{hint}") from error
+        raise UserError(f"{reason(error)}{hint}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """The message of an error; of one that the system reports, without its number."""
     if isinstance(error, OSError) and error.strerror:
         path = "" if error.filename is None else f"{error.filename!r}: "

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TextIO
 
-from jmeta.cli.errors import Stopped, UserError
+from jmeta.cli.errors import Stopped, UserError, reason
 from jmeta.cli.output import print_anything
 
 USAGE = """\
@@ -44,8 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _status(argv)
         sys.stdout.flush()  # now, since Python would only complain about a pipe that is closed
     except BrokenPipeError:  # as with `jmeta list | head -1`
-        _discard_output()
+        _discard_output(sys.stdout, sys.stderr)
         return 1
+    except OSError as error:  # as with `jmeta list > /dev/full`
+        _discard_output(sys.stdout)
+        return _fail(f"error: {reason(error)}", 2)
     return status
 
 
@@ -68,10 +72,10 @@ def _fail(message: str, status: int) -> int:
     return status
 
 
-def _discard_output() -> None:
-    """Points the standard streams at nothing, so that flushing them at the end does not fail again."""
+def _discard_output(*streams: TextIO) -> None:
+    """Points streams at nothing, so that flushing them at the end does not fail again."""
     nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         with contextlib.suppress(OSError, ValueError):  # a stream in memory has no number
             os.dup2(nothing, stream.fileno())
     os.close(nothing)

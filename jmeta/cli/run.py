@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 
 from jmeta import training
-from jmeta.cli.errors import Stopped, user_errors
+from jmeta.cli.errors import Stopped, UserError, user_errors
 from jmeta.cli.output import console
 from jmeta.cli.signals import StopRequests
 from jmeta.cli.start import Processes, start_jax
@@ -139,6 +139,10 @@ def _watch(
             end = loop(callback=report, stop=stop)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(hint) from None
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError("the devices have too little memory: lower --tasks or --tasks-per-block") from error
     if int(end.meta.step) < settings.iterations:
         word = "interrupted" if stop.signum == signal.SIGINT else "terminated"
         raise Stopped(f"{word}; {hint}", stop.signum or signal.SIGTERM)

@@ -46,7 +46,9 @@ def git_revision(package: pathlib.Path) -> str | None:
     try:
         # An installed copy may lie inside the checkout of something else, which does not track it.
         git("ls-files", "--error-unmatch", "__init__.py")
-        return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+        # `git describe --dirty` would lock and rewrite the index, and leave the lock behind if it is killed.
+        changed = git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -89,6 +89,16 @@ def test_a_reader_that_goes_away_is_no_error():
         assert process.returncode == 1
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", ["--version", "list"])
+def test_a_full_output_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "jmeta", words]
+        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f"jmeta: error: {os.strerror(errno.ENOSPC)}\n"
+
+
 # -- what the machine lacks ---------------------------------------------------------------------------
 
 
@@ -118,6 +128,15 @@ def test_without_a_gpu_cuda_is_refused_in_one_line(empty_folder):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
     assert list(empty_folder.iterdir()) == []
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+
+    monkeypatch.setattr("jmeta.training.train_from", fail)
+    assert cli.main(["train", "maml", "point-goal", *TINY, "--run-dir", "run"]) == 2
+    assert "too little memory" in capsys.readouterr().err.splitlines()[-1]
 
 
 # -- names of folders ---------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 
 from jmeta.runs import environment
@@ -37,3 +38,17 @@ def test_git_revision_is_of_the_package_only(tmp_path):
     assert len(revision) == 40
     (package / "__init__.py").write_text("changed")
     assert environment.git_revision(package) == f"{revision}-dirty"
+
+
+def test_the_revision_is_read_without_a_lock_in_the_checkout(tmp_path):
+    (tmp_path / "__init__.py").write_text("")
+    git(tmp_path, "init")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-m", "it")
+    os.utime(tmp_path / "__init__.py", (0, 0))  # git would write this down in its index
+    (tmp_path / ".git" / "index.lock").write_text("")  # of another git, or left by one that was killed
+    before = (tmp_path / ".git" / "index").read_bytes()
+    assert len(environment.git_revision(tmp_path)) == 40
+    (tmp_path / ".git" / "index.lock").unlink()
+    assert len(environment.git_revision(tmp_path)) == 40
+    assert (tmp_path / ".git" / "index").read_bytes() == before
