@@ -265,7 +265,8 @@ def scales(seeds: Sequence[Seed]) -> str:
 
 def caption(rows: Mapping[str, Sequence[Seed]], found: Mapping[str, Any], machine: dict[str, Any]) -> str:
     """What a table is of."""
-    heading = statistics.heading(min(map(len, rows.values())))
+    num_seeds = min(map(len, rows.values()))
+    heading = statistics.heading(num_seeds) if num_seeds > 1 else "mean of one training run"
     grid = ", ".join(f"{scale:g}" for scale in found["step_scales"])
     lines = [
         f"{found['family']}: return after k adaptation steps, {heading},",

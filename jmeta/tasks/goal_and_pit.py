@@ -70,8 +70,10 @@ def goal_and_pit(*, horizon: int = 40) -> TaskFamily:
         return on_either_side(key_side, uniform_inside(key_angle, _HELDOUT))
 
     def optimal_return(task: Task) -> Array:
-        steps = jnp.arange(1, horizon + 1)[:, None]
-        left = jnp.maximum(jnp.abs(task) - MAX_STEP * steps, 0.0)  # [T, 2] distance left in each coordinate
+        steps = jnp.arange(1, horizon + 1, dtype=float)[:, None]
+        left = jnp.maximum(
+            jnp.abs(task)[None] - MAX_STEP * steps, 0.0
+        )  # [T, 2] distance left in each coordinate
         return near(jnp.linalg.norm(left, axis=1)).sum()
 
     env = point_mass(horizon=horizon, reward=reward, success=success)

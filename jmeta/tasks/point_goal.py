@@ -56,8 +56,10 @@ def point_goal(*, horizon: int = 100) -> TaskFamily:
         return jax.random.uniform(key, (2,), minval=0.25, maxval=0.5)
 
     def optimal_return(task: Task) -> Array:
-        steps = jnp.arange(1, horizon + 1)[:, None]
-        left = jnp.maximum(jnp.abs(task) - MAX_STEP * steps, 0.0)  # [T, 2] distance left in each coordinate
+        steps = jnp.arange(1, horizon + 1, dtype=float)[:, None]
+        left = jnp.maximum(
+            jnp.abs(task)[None] - MAX_STEP * steps, 0.0
+        )  # [T, 2] distance left in each coordinate
         return -jnp.sum(jnp.linalg.norm(left, axis=1))
 
     def success(position: Array, task: Task) -> Array:
