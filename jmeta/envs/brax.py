@@ -236,8 +236,12 @@ _NOTICES = (
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the notices that brax makes Python's `warnings` give, while importing, loading and tracing."""
-    with warnings.catch_warnings():
+    """While brax is imported, loaded and traced, silences its notices and lets it promote types and ranks."""
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
         for notice in _NOTICES:
             warnings.filterwarnings("ignore", message=notice)
         yield

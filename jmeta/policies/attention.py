@@ -29,5 +29,5 @@ def causal_attention(query: Array, keys: Array, values: Array, time: Array) -> A
     """
     scores = query @ keys.T / math.sqrt(query.shape[-1])
     now = time + jnp.arange(query.shape[0])[:, None]
-    scores = jnp.where(jnp.arange(keys.shape[0]) <= now, scores, -jnp.inf)
+    scores = jnp.where(jnp.arange(keys.shape[0])[None] <= now, scores, -jnp.inf)
     return jax.nn.softmax(scores, axis=-1) @ values

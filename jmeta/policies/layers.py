@@ -21,7 +21,8 @@ class Dense(NamedTuple):
 
     def __call__(self, x: Array) -> Array:
         """[..., inputs] -> [..., outputs]."""
-        return x @ self.kernel + self.bias
+        y = x @ self.kernel
+        return y + jnp.broadcast_to(self.bias, y.shape)
 
 
 def dense(key: Key, inputs: int, outputs: int, gain: float = 1.0) -> Dense:

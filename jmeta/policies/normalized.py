@@ -73,6 +73,7 @@ def normalize_observations(policy: Policy, spec: EnvSpec) -> Policy:
 def _normalized(statistics: ObservationStatistics, inputs: PolicyInput) -> PolicyInput:
     num, mean, sum_of_squares = jax.lax.stop_gradient(statistics)
     std = jnp.sqrt(sum_of_squares / jnp.maximum(num, 1) + _EPSILON)
+    mean, std = (jnp.broadcast_to(x, inputs.obs.shape) for x in (mean, std))
     obs = jnp.clip((inputs.obs - mean) / std, -_CLIP, _CLIP)
     return inputs._replace(obs=jnp.where(num > 0, obs, inputs.obs))
 
@@ -85,7 +86,7 @@ def _merge(statistics: ObservationStatistics, obs: Array, mask: Array) -> Observ
     valid = ((mask.reshape(-1) > 0) & (jnp.abs(obs) < _LARGEST).all(-1))[:, None]
     new_num = jnp.sum(valid, dtype=num.dtype)
     new_mean = jnp.sum(jnp.where(valid, obs, 0), axis=0) / jnp.maximum(new_num, 1)
-    new_sum_of_squares = jnp.sum(jnp.where(valid, jnp.square(obs - new_mean), 0), axis=0)
+    new_sum_of_squares = jnp.sum(jnp.where(valid, jnp.square(obs - new_mean[None]), 0), axis=0)
     delta = new_mean - mean
     total = num + new_num
     new_share = new_num / jnp.maximum(total, 1)

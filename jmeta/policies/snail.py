@@ -103,5 +103,5 @@ def snail(spec: EnvSpec, *, size: int = 32, max_steps: int | None = None, **othe
 def _delay(x: Array, cache: Array, time: Array, dilation: int) -> Array:
     """`x` [T, C], of the rows from `time` on, `dilation` rows earlier: first from `cache`, 0 before row 0."""
     rows = time - dilation + jnp.arange(min(len(x), dilation))
-    past = cache[jnp.maximum(rows, 0), : x.shape[1]] * (rows >= 0)[:, None]
+    past = jnp.where((rows >= 0)[:, None], cache[jnp.maximum(rows, 0), : x.shape[1]], 0)
     return jnp.concatenate([past, x[: len(x) - len(rows)]])

@@ -40,7 +40,7 @@ def grid_goal(*, horizon: int = 15) -> TaskFamily:
         return jnp.array(cells, jnp.int32)[jax.random.randint(key, (), 0, len(cells))]
 
     def optimal_return(task: Array) -> Array:
-        on_the_way = jnp.minimum(task.sum() - 1, horizon)
+        on_the_way = jnp.minimum(task.sum() - 1, horizon).astype(float)
         return (horizon - on_the_way) - 0.1 * on_the_way
 
     env = trials(gridworld(size=_SIZE, horizon=horizon), num_episodes=4)

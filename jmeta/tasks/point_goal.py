@@ -57,9 +57,8 @@ def point_goal(*, horizon: int = 100) -> TaskFamily:
 
     def optimal_return(task: Task) -> Array:
         steps = jnp.arange(1, horizon + 1, dtype=float)[:, None]
-        left = jnp.maximum(
-            jnp.abs(task)[None] - MAX_STEP * steps, 0.0
-        )  # [T, 2] distance left in each coordinate
+        # [T, 2] distance left in each coordinate
+        left = jnp.maximum(jnp.abs(task)[None] - MAX_STEP * steps, 0.0)
         return -jnp.sum(jnp.linalg.norm(left, axis=1))
 
     def success(position: Array, task: Task) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jmeta import algorithms, envs, evaluate, optimizers, policies, training
+from jmeta import algorithms, distributions, envs, evaluate, optimizers, policies, training
 from jmeta import tasks as jmeta_tasks
 from jmeta.conformance import conform
 from jmeta.envs import probes
@@ -261,3 +261,64 @@ def test_an_observation_that_is_too_large_does_not_stay_in_the_statistics():
     assert statistics.num == 2
     np.testing.assert_allclose(statistics.mean, [1.0, 3.0])
     np.testing.assert_allclose(statistics.sum_of_squares, [2.0, 2.0])
+
+
+@pytest.fixture
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
+        yield
+
+
+ROBOTS = ("ant", "half-cheetah", "hopper", "humanoid", "walker2d")  # brax promotes, and is slow to trace
+
+
+@pytest.mark.parametrize("name", [name for name in jmeta_tasks.REGISTRY if not name.startswith(ROBOTS)])
+def test_families_promote_no_type_and_no_rank(strict, name):
+    conform(jmeta_tasks.REGISTRY[name]())
+    conform(envs.hold_reset(jmeta_tasks.REGISTRY[name]()))
+
+
+@pytest.mark.parametrize("action", [Continuous(2), Discrete(3)], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("name", policies.REGISTRY)
+def test_policies_promote_no_type_and_no_rank(strict, name, action):
+    if name == "tabular" and isinstance(action, Continuous):
+        pytest.skip("its actions are discrete")
+    spec = EnvSpec(2, action, horizon=3, trial_episodes=1)
+    options = {
+        "tabular": {},
+        "mlp": {"critic": True, "context_size": 2, "normalize_observations": True},
+    }.get(name, {"separate_critic": True, "normalize_observations": True, "reward_scale": 2.0})
+    policy = policies.REGISTRY[name](spec, **options)
+
+    def everything():
+        params, none = policy.init(jax.random.key(0)), jnp.zeros(3, bool)
+        size = 2 if isinstance(action, Continuous) else 3
+        inputs = PolicyInput(jnp.zeros((3, 2)), jnp.zeros((3, size)), jnp.zeros(3), none, none)
+        policy.step(params, policy.initial_carry(), jax.tree.map(lambda x: x[0], inputs))
+
+        def loss(params):
+            output = policy.unroll(params, policy.initial_carry(), inputs)[1]
+            of, seen = policy.distribution, output.distribution
+            actions = jax.vmap(of.sample)(jax.random.split(jax.random.key(0), 3), seen)
+            terms = (
+                jax.vmap(of.log_prob)(seen, actions),
+                jax.vmap(of.entropy)(seen),
+                jax.vmap(of.kl)(seen, seen),
+                output.value,
+            )
+            return sum(term.sum() for term in terms)
+
+        jax.jvp(jax.grad(loss), (params,), (params,))
+        return policy.observe(params, inputs.obs, jnp.ones(3))
+
+    jax.eval_shape(everything)
+
+
+def test_closed_actions_give_no_nan_anywhere_on_the_way(strict):
+    logits = jnp.array([0.0, 1.0, -jnp.inf])
+
+    def all_of_it(logits):
+        of = distributions.Categorical
+        return of.entropy(logits) + of.kl(logits, 2 * logits) + of.log_prob(logits, jnp.int32(1))
+
+    assert np.isfinite(jax.hessian(all_of_it)(logits)).all()
