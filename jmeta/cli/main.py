@@ -16,7 +16,7 @@ from jmeta.cli.output import print_anything
 USAGE = """\
 usage: jmeta list
        jmeta train ALGORITHM FAMILY [flags]
-       jmeta train --resume --run-dir RUN_DIR
+       jmeta train --resume --run-dir RUN_DIR [--iterations N]
        jmeta evaluate RUN_DIR [flags]
 
 Meta-reinforcement learning in JAX.

@@ -74,6 +74,21 @@ def test_the_last_report_alone_can_be_the_one_that_failed():
     assert report.warning.startswith("40 of 40 tasks were lost")
 
 
+@pytest.mark.parametrize(
+    ("split", "lost", "end"),
+    [("heldout", 0, "100 held-out tasks"), ("train", 3, "100 fresh tasks, of which 3 were lost")],
+)
+def test_an_evaluation_is_one_line(split, lost, end):
+    record = {
+        "iteration": 8,
+        "split": split,
+        "num_tasks": 100,
+        "tasks_lost": lost,
+        "return_mean": [-2.0, 1.5],
+    }
+    assert reporting.describe_evaluation(record) == f"evaluation after 8: return -2.0 → 1.5 on {end}"
+
+
 def test_without_a_terminal_lines_come_now_and_then(monkeypatch):
     clock = iter([0.0, 4.0, 11.0, 12.0])
     monkeypatch.setattr(reporting.time, "monotonic", lambda: next(clock))
