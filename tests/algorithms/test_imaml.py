@@ -70,6 +70,19 @@ def test_after_few_steps_it_differs_from_the_derivative_of_the_steps(enumerated)
     assert np.abs(-gradient - expected).max() > 0.02 * np.abs(expected).max()
 
 
+def test_its_defaults_end_at_the_minimum(enumerated):
+    gradient, _ = exact.update(
+        exact.make(imaml, inner_learning_rate=exact.STEP_SIZE, cg_iterations=6).algorithm
+    )
+    minimum = oracle.THETA
+    for _ in range(60):
+        minimum = oracle.THETA + exact.STEP_SIZE * oracle.gradient(minimum).reshape(oracle.THETA.shape)
+    matrix = np.eye(4) - exact.STEP_SIZE * oracle.hessian(minimum, "dice")
+    expected = np.linalg.solve(matrix, oracle.gradient(minimum).ravel())
+    # After one step it is 2 % off.
+    assert np.linalg.norm(-gradient.ravel() - expected) < 1e-3 * np.linalg.norm(expected)
+
+
 def test_the_way_to_the_end_is_not_differentiated(float64):
     made = make(num_inner_steps=2, num_episodes=5)
     params = jnp.asarray(oracle.THETA)
