@@ -41,8 +41,8 @@ def imaml(
       proximal_weight: λ; should exceed the inner loss's greatest negative curvature. None takes the inverse
         of `inner_learning_rate`, for which plain steps are the iteration φ <- θ - gradient(φ) / λ.
       cg_iterations: of conjugate gradient, which stops early where I + H/λ is not positive.
-      num_inner_steps: K, adaptation steps in training, fresh episodes for each; the meta-gradient is that of a
-        minimum, so they must come close to it. With plain steps and the default λ what is left of the
+      num_inner_steps: K, adaptation steps in training, fresh episodes for each; the meta-gradient is that of
+        a minimum, so they must come close to it. With plain steps and the default λ what is left of the
         gradient shrinks by about |H| / λ a step. On one batch of point-goal 2 % are left after 1 step and
         0.02 % after 3 at a step size of 0.1; at 0.5 it is 16 %, 4 %, and 1 % after 5; at 2 the curvature
         exceeds λ, and there is no minimum to come to.
