@@ -132,7 +132,8 @@ def has_signal(reward: Array, mask: Array) -> Array:
     taken = mask > 0
     if len(reward) > 1:  # an episode that has ended gets 0, which the others may not
         compared = jnp.broadcast_to(taken.any(1, keepdims=True), taken.shape).astype(reward.dtype)
-        mean = jnp.sum(compared * reward, axis=0) / jnp.maximum(jnp.sum(compared, axis=0), 1)
+        count = jnp.maximum(jnp.sum(compared, axis=0, keepdims=True), 1)
+        mean = jnp.sum(compared * reward, axis=0, keepdims=True) / count
     else:
         compared = taken.astype(reward.dtype)
         mean = jnp.sum(compared * reward) / jnp.maximum(jnp.sum(compared), 1)

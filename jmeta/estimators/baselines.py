@@ -73,21 +73,21 @@ def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
 
     # What all episodes have in common at a time step is taken off first: sums of squares then lose no digits.
     count = mask.sum(0)
-    share = mask / jnp.where(count > 0, count, 1)
+    share = mask / jnp.where(count > 0, count, 1)[None]
     common_x = jnp.einsum("nt,ntf->tf", share, features, precision=_PRECISION)
     common_y = (share * returns).sum(0)
-    features, returns = features - common_x, returns - common_y
+    features, returns = features - common_x[None], returns - common_y[None]
     x, y, weight = in_folds(features), in_folds(returns), in_folds(mask)  # [K, size, T, ...]
     weighted = weight[..., None] * x
 
     def elsewhere(of_fold: Array) -> Array:
         """Sums over a fold [K, ...] -> sums over all other folds."""
-        return of_fold.sum(0) - of_fold
+        return of_fold.sum(0, keepdims=True) - of_fold
 
     # Means over the other folds by time step, the last one known where no other episode has come so far.
     count = elsewhere(weight.sum(1))  # [K, T]
     known = count > 0.5 * jnp.where(mask > 0, mask, jnp.inf).min()
-    time = jax.lax.cummax(jnp.where(known, jnp.arange(count.shape[1]), 0), axis=1)
+    time = jax.lax.cummax(jnp.where(known, jnp.arange(count.shape[1])[None], 0), axis=1)
     divisor = jnp.where(known, count, 1)
     sum_x, sum_y = elsewhere(weighted.sum(1)), elsewhere((weight * y).sum(1))
     sum_x, sum_y = jnp.where(known[..., None], sum_x, 0), jnp.where(known, sum_y, 0)
@@ -98,11 +98,11 @@ def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
     moment -= jnp.einsum("ktf,kt->kf", sum_x, mean_y, precision=_PRECISION)
     coefficients = jax.vmap(_ridge)(gram, moment)  # [K, F]
 
-    mean_x = jnp.take_along_axis(mean_x + common_x, time[..., None], axis=1) - common_x
-    mean_y = jnp.take_along_axis(mean_y + common_y, time, axis=1)
+    mean_x = jnp.take_along_axis(mean_x + common_x[None], time[..., None], axis=1) - common_x[None]
+    mean_y = jnp.take_along_axis(mean_y + common_y[None], time, axis=1)
     by_time = jnp.broadcast_to(mean_y[:, None], y.shape)
     by_obs = jnp.einsum("kstf,kf->kst", x - mean_x[:, None], coefficients, precision=_PRECISION)
-    values = _shrunk(by_time, by_obs, y + common_y, weight)  # [K, size, T]
+    values = _shrunk(by_time, by_obs, y + common_y[None, None], weight)  # [K, size, T]
     return values.swapaxes(0, 1).reshape(-1, values.shape[-1])[:num_episodes]
 
 
@@ -133,7 +133,7 @@ def _ridge(gram: Array, moment: Array, regularization: float = 1e-2) -> Array:
     square = jnp.diagonal(gram)
     varies = square > 1e-6 * jnp.max(square)
     scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, square, 1)), 0)
-    scaled = gram * scale[:, None] * scale + regularization * jnp.eye(len(scale), dtype=gram.dtype)
+    scaled = gram * scale[:, None] * scale[None] + regularization * jnp.eye(len(scale), dtype=gram.dtype)
     return scale * jax.scipy.linalg.solve(scaled, scale * moment, assume_a="pos")
 
 

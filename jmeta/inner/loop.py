@@ -9,6 +9,7 @@ import jax
 import optax
 
 from jmeta.checks import one_of
+from jmeta.optimizers import lenient_promotion
 from jmeta.types import Adapted, AdaptInfo, Array, InnerLoop, Key, Metrics, Params, Policy, PyTree, Task
 
 Gradient = Callable[[Params, PyTree], Params]  # params, data -> gradient with respect to params
@@ -76,7 +77,8 @@ def inner_loop(
         gradients = gradient(params, batch)
         if first_order:
             gradients = jax.lax.stop_gradient(gradients)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        with lenient_promotion():
+            updates, opt_state = optimizer.update(gradients, opt_state, params)
         if step_scale is not None:
             updates = jax.tree.map(lambda update: step_scale * update, updates)
         return optax.apply_updates(params, updates), opt_state

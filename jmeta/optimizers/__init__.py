@@ -10,6 +10,7 @@ import optax
 
 from jmeta.checks import at_least, boolean, in_interval, not_negative
 from jmeta.optimizers.clip import clip_by_global_norm, global_norm
+from jmeta.optimizers.promotion import lenient_promotion
 from jmeta.optimizers.requirements import (
     Requirement,
     check_no_divergence,
@@ -146,6 +147,7 @@ __all__ = [
     "clip_by_global_norm",
     "differentiable_at_zero",
     "global_norm",
+    "lenient_promotion",
     "report",
     "requirement",
     "rmsprop",

@@ -42,7 +42,11 @@ def conjugate_gradient(
         image = product(search)
         curvature = jnp.vdot(search, image)
         convex = curvature > 0
-        length = jnp.where(convex, squared_residual / jnp.where(convex, curvature, 1), iteration == 0)
+        length = jnp.where(
+            convex,
+            squared_residual / jnp.where(convex, curvature, 1),
+            (iteration == 0).astype(curvature.dtype),
+        )
         x = x + length * search
         residual = residual - length * image
         new_squared_residual = jnp.vdot(residual, residual)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jmeta.optimizers.promotion import lenient_promotion
 from jmeta.types import Array, Params, Policy, PyTree
 
 
@@ -87,7 +88,7 @@ def differentiable_at_zero(make: Callable[[float], optax.GradientTransformation]
       policy: whose parameters it updates. They are replaced by parameters of one number a leaf.
     """
     like = jax.eval_shape(policy.init, jax.random.key(0))
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), lenient_promotion(), jax.debug_nans(False):
         params = jax.tree.map(lambda leaf: jnp.ones((1,) * leaf.ndim, leaf.dtype), like)
         zeros = jax.tree.map(jnp.zeros_like, params)
         optimizer = make(1.0)
@@ -116,6 +117,7 @@ def _try_update(optimizer: optax.GradientTransformation, policy: Policy, level: 
         extra = update_arguments(jnp.zeros((), jnp.int32), zero(params), params, zero, **divergence)
         if level == "gradient":
             extra = {"iteration": extra["iteration"]}
-        return optimizer.update(params, optimizer.init(params), params, **extra)
+        with lenient_promotion():
+            return optimizer.update(params, optimizer.init(params), params, **extra)
 
     jax.eval_shape(update, like)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jmeta.optimizers.promotion import lenient_promotion
 from jmeta.types import Array, Params, PyTree
 
 
@@ -40,7 +41,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     def update(
         grads: PyTree, state: SkipNonfiniteState, params: Params | None = None, **extra_args: Any
     ) -> tuple[PyTree, SkipNonfiniteState]:
-        updates, inner_state = inner.update(grads, state.inner, params, **extra_args)
+        with lenient_promotion():
+            updates, inner_state = inner.update(grads, state.inner, params, **extra_args)
         finite = jnp.array(True)
         for leaf in jax.tree.leaves((grads, updates)):
             finite &= jnp.all(jnp.isfinite(leaf))
@@ -54,6 +56,6 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
 
         updates = jax.tree.map(lambda update: keep(update, jnp.zeros_like(update)), updates)
         inner_state = jax.tree.map(keep, inner_state, state.inner)
-        return updates, SkipNonfiniteState(inner_state, state.skipped + ~finite)
+        return updates, SkipNonfiniteState(inner_state, state.skipped + (~finite).astype(jnp.int32))
 
     return optax.GradientTransformationExtraArgs(init, update)

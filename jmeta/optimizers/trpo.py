@@ -115,7 +115,7 @@ def trpo(
         new_state = TrpoState(
             step_fraction=fraction,
             kl=jnp.where(search.accepted, search.kl, 0),
-            rejected=state.rejected + ~search.accepted,
+            rejected=state.rejected + (~search.accepted).astype(jnp.int32),
         )
         return unravel(step), new_state
 

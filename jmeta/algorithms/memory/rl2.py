@@ -330,7 +330,7 @@ def _mean_of_others(to_go: Array, taken: Array) -> Array:
 
     def others(present: Array) -> tuple[Array, Array]:
         total = present * to_go
-        return total.sum(0) - total, present.sum(0) - present
+        return total.sum(0, keepdims=True) - total, present.sum(0, keepdims=True) - present
 
     sum_taking, num_taking = others((taken > 0).astype(to_go.dtype))
     exists = (taken > 0).any(1, keepdims=True)
