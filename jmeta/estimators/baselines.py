@@ -93,10 +93,12 @@ def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
     sum_x, sum_y = jnp.where(known[..., None], sum_x, 0), jnp.where(known, sum_y, 0)
     mean_x, mean_y = sum_x / divisor[..., None], sum_y / divisor
     gram = elsewhere(jnp.einsum("kstf,kstg->kfg", weighted, x, precision=_PRECISION))
+    # What is left of a square after the mean is taken off: next to nothing where there is one episode to fit.
+    smallest = 1e-4 * jnp.diagonal(gram, axis1=1, axis2=2)
     gram -= jnp.einsum("ktf,ktg->kfg", sum_x, mean_x, precision=_PRECISION)
     moment = elsewhere(jnp.einsum("kstf,kst->kf", weighted, y, precision=_PRECISION))
     moment -= jnp.einsum("ktf,kt->kf", sum_x, mean_y, precision=_PRECISION)
-    coefficients = jax.vmap(_ridge)(gram, moment)  # [K, F]
+    coefficients = jax.vmap(_ridge)(gram, moment, smallest)  # [K, F]
 
     mean_x = jnp.take_along_axis(mean_x + common_x[None], time[..., None], axis=1) - common_x[None]
     mean_y = jnp.take_along_axis(mean_y + common_y[None], time, axis=1)
@@ -124,17 +126,19 @@ def _shrunk(first: Array, second: Array, target: Array, weight: Array) -> Array:
     return factors[0] * first + factors[1] * second
 
 
-def _ridge(gram: Array, moment: Array, regularization: float = 1e-2) -> Array:
-    """Coefficients [F] of ridge regression; 0 for a feature that does not vary.
+def _ridge(gram: Array, moment: Array, smallest: Array, regularization: float = 1e-2) -> Array:
+    """Coefficients [F] of ridge regression; 0 for a feature whose square is not above the smallest.
 
     `regularization` is added to the diagonal once each feature is scaled to unit norm, so that it means the
     same for every scale of features and every number of steps.
     """
     square = jnp.diagonal(gram)
-    varies = square > 1e-6 * jnp.max(square)
+    varies = square > smallest
     scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, square, 1)), 0)
     scaled = gram * scale[:, None] * scale[None] + regularization * jnp.eye(len(scale), dtype=gram.dtype)
-    return scale * jax.scipy.linalg.solve(scaled, scale * moment, assume_a="pos")
+    coefficients = scale * jax.scipy.linalg.solve(scaled, scale * moment, assume_a="pos")
+    # Rounding may leave a matrix that is not positive definite: then nothing is explained.
+    return jnp.where(jnp.isfinite(coefficients).all(), coefficients, 0)
 
 
 def _polynomial(returns: Array, mask: Array) -> Array:
@@ -144,4 +148,5 @@ def _polynomial(returns: Array, mask: Array) -> Array:
     weighted = features * mask[:, None]
     gram = jnp.matmul(weighted.T, features, precision=_PRECISION)
     moment = jnp.matmul(returns, weighted, precision=_PRECISION)
-    return jnp.matmul(features, _ridge(gram, moment, 1e-5), precision=_PRECISION)
+    coefficients = _ridge(gram, moment, jnp.zeros_like(moment), 1e-5)
+    return jnp.matmul(features, coefficients, precision=_PRECISION)

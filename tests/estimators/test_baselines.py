@@ -105,6 +105,26 @@ def test_singular_features_and_large_scales_are_safe_in_float32(episodes):
         assert explained(values[task], 1000 * returns[task]) > 0.998
 
 
+@pytest.mark.parametrize("num_episodes", [1, 2, 3, 6, 7])
+def test_values_are_finite_for_few_episodes_and_any_observations(num_episodes):
+    """One other episode says nothing about observations; some are constant, equal or in other units."""
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def one(key):
+        key_obs, key_returns, key_mask = jax.random.split(key, 3)
+        obs = jax.random.normal(key_obs, (num_episodes, 5, 4)) * jnp.array([1.0, 1e-4, 0.0, 1e3]) + 1
+        returns = jax.random.normal(key_returns, (num_episodes, 5))
+        lengths = jax.random.randint(key_mask, (num_episodes, 1), 1, 6)
+        mask = (jnp.arange(5) < lengths).astype(float)
+        values = linear_baseline(obs, returns * mask, mask)
+        return jnp.isfinite(values).all(), (mask * (values - returns) ** 2).sum(), (mask * returns**2).sum()
+
+    finite, error, size = jax.jit(jax.vmap(one))(keys)
+    assert finite.all()
+    if num_episodes > 1:  # never worse than none
+        assert (error <= size * (1 + 1e-5)).all()
+
+
 def test_a_single_episode_is_fitted_by_a_curve_through_time():
     time = jnp.linspace(0, 1, T)
     returns = (3 - 2 * time + 4 * time**3)[None]
