@@ -73,7 +73,9 @@ class Flags:
     seeds: int = 5
     """Training runs of each row. Ten, where an interval decides a sentence."""
     tasks: int = 100
-    """Test tasks of each run, and as many validation tasks."""
+    """Test tasks of each run."""
+    validation_tasks: int = 40
+    """Tasks of each run on which the factor on its inner steps is chosen."""
     steps: int = 3
     """Adaptation steps in evaluation; of an algorithm with a memory, episodes before the last."""
     iterations: int | None = None
@@ -131,14 +133,15 @@ def measure(config: Any, built: Any, seed: int, flags: Flags) -> Seed:
         training["iterations"] = 0
     state = jmeta.train(algorithm, family, **training, callback=count)
     key_validation, key_test = jax.random.split(evaluation.evaluation_key(seed))
-    sizes = {"num_tasks": flags.tasks, "num_steps": flags.steps}
+    validation = {"num_tasks": flags.validation_tasks, "num_steps": flags.steps}
     with jax.set_mesh(parallel.task_mesh()):
         adaptable = algorithm.trial_steps is None
         chosen = None
         if adaptable:
-            chosen = evaluation.tune_step_scale(algorithm, family, state.params, key_validation, **sizes)
+            chosen = evaluation.tune_step_scale(algorithm, family, state.params, key_validation, **validation)
 
         def test(scale: float | None) -> evaluation.Evaluation:
+            sizes = {"num_tasks": flags.tasks, "num_steps": flags.steps}
             return evaluation.evaluate(algorithm, family, state.params, key_test, **sizes, step_scale=scale)
 
         as_trained = 1.0 if adaptable else None
@@ -172,7 +175,9 @@ def settings(flags: Flags) -> dict[str, Any]:
     """What must agree for parts to stand in one table."""
     from jmeta.evaluation import STEP_SCALES
 
-    known = {name: getattr(flags, name) for name in ("family", "tasks", "steps", "iterations")}
+    known = {
+        name: getattr(flags, name) for name in ("family", "tasks", "validation_tasks", "steps", "iterations")
+    }
     return known | {"step_scales": list(STEP_SCALES)}
 
 
@@ -272,7 +277,8 @@ def caption(rows: Mapping[str, Sequence[Seed]], found: Mapping[str, Any], machin
         f"{found['family']}: return after k adaptation steps, {heading},",
         f"each evaluated on {found['tasks']} test tasks of its own.",
         "Test-time tuning is the same for every row and seed: the inner step sizes of training are scaled by",
-        f"{grid}, and the best for each number of steps on {found['tasks']} validation tasks is taken.",
+        f"{grid}, and the best factor is taken",
+        f"for each number of steps, on {found['validation_tasks']} validation tasks.",
         '"step size x" is what was chosen for 1, 2, ... steps (median over the seeds; *: an end of the grid',
         'in some seed). "lost" counts the test tasks of all seeds that were not finite.',
         f"{common.machine_line(machine)}.",
@@ -301,7 +307,7 @@ def main() -> None:
     """Runs the command."""
     flags = common.parse(Flags, __doc__)
     common.at_least(1, seeds=flags.seeds, steps=flags.steps)
-    common.at_least(2, tasks=flags.tasks)
+    common.at_least(2, tasks=flags.tasks, validation_tasks=flags.validation_tasks)
     from jmeta.runs.config import build
 
     try:
