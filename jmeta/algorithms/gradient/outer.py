@@ -362,11 +362,13 @@ def algorithm(
         (params, opt_state), metrics = jax.lax.scan(
             epoch, (state.params, state.opt_state), length=parts.outer_epochs
         )
-        (_, kl), _ = mean(loss_and_kl, params, collected, extra)
+        (_, kl), lost_after = mean(loss_and_kl, params, collected, extra)
+        # A step that is far too large can leave finite parameters whose policies are not finite.
+        tasks_lost = jnp.maximum(metrics["tasks_lost"].max(), lost_after)
         first = {name: values[0] for name, values in metrics.items()}
         reported = jax.vmap(parts.learner.report)(collected.post)
         reported = jax.tree.map(batch.mean, reported)
-        metrics = first | returns(parts, batch) | {"tasks_lost": metrics["tasks_lost"].max()} | reported
+        metrics = first | returns(parts, batch) | {"tasks_lost": tasks_lost} | reported
         metrics |= report(params) | {"kl": kl, "skipped": opt_state.skipped} | optimizer_report(opt_state)
         post = collected.post
         kept = jax.lax.expand_dims(batch.kept, range(1, post.mask.ndim))
