@@ -8,11 +8,23 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
-from jmeta.checks import at_least, boolean, finite, one_of
+from jmeta.checks import at_least, boolean, finite, one_of, without_effect
 from jmeta.policies import normalized
 from jmeta.policies.layers import apply_layers, init_layers
-from jmeta.types import Array, Continuous, EnvSpec, Key, Params, Policy, PolicyInput, PolicyOutput, PyTree
+from jmeta.types import (
+    Array,
+    Continuous,
+    Discrete,
+    EnvSpec,
+    Key,
+    Params,
+    Policy,
+    PolicyInput,
+    PolicyOutput,
+    PyTree,
+)
 
+_DEFAULT_STD = {"init_log_std": -0.5, "min_log_std": -3.0}
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -26,8 +38,8 @@ def mlp(
     *,
     hidden: tuple[int, ...] = (64, 64),
     activation: str = "tanh",
-    init_log_std: float = -0.5,
-    min_log_std: float = -3.0,
+    init_log_std: float = _DEFAULT_STD["init_log_std"],
+    min_log_std: float = _DEFAULT_STD["min_log_std"],
     critic: bool = False,
     normalize_observations: bool = False,
     context_size: int = 0,
@@ -68,6 +80,9 @@ def mlp(
         raise ValueError(f"init_log_std must be at least min_log_std={min_log_std}, got {init_log_std}")
     boolean(critic=critic, normalize_observations=normalize_observations)
     at_least(0, context_size=context_size)
+    if isinstance(spec.action, Discrete):
+        because = "the probabilities of discrete actions have no standard deviation"
+        without_effect(because, _DEFAULT_STD, init_log_std=init_log_std, min_log_std=min_log_std)
     continuous = isinstance(spec.action, Continuous)
     num_outputs = spec.action.size if isinstance(spec.action, Continuous) else spec.action.num
     nonlinearity = ACTIVATIONS[activation]

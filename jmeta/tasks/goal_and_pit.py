@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jmeta.envs.point_mass import MAX_STEP, point_mass
+from jmeta.envs.point_mass import MAX_STEP, distance, point_mass
 from jmeta.tasks._splits import uniform_inside, uniform_outside, unit_vector
 from jmeta.types import Array, Key, Task, TaskFamily
 
@@ -48,15 +48,15 @@ def goal_and_pit(*, horizon: int = 40) -> TaskFamily:
       ValueError: if the horizon is not positive.
     """
 
-    def near(distance: Array) -> Array:
-        return jnp.maximum(1 - distance / _REACH, 0.0)
+    def near(far: Array) -> Array:
+        return jnp.maximum(1 - far / _REACH, 0.0)
 
     def reward(position: Array, task: Task) -> Array:
-        goal, pit = jnp.linalg.norm(position - task), jnp.linalg.norm(position + task)
+        goal, pit = distance(position, task), distance(position, -task)
         return near(goal) - _PIT_WEIGHT * near(pit)
 
     def success(position: Array, task: Task) -> Array:
-        return jnp.linalg.norm(position - task) < _SUCCESS_RADIUS
+        return distance(position, task) < _SUCCESS_RADIUS
 
     def on_either_side(key: Key, angle: Array) -> Task:
         return unit_vector(angle) * jax.random.rademacher(key, (), float)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jmeta.envs.point_mass import MAX_STEP, point_mass
+from jmeta.envs.point_mass import MAX_STEP, distance, point_mass
 from jmeta.tasks._splits import uniform_inside, uniform_outside, unit_vector
 from jmeta.types import Array, Key, Task, TaskFamily
 
@@ -40,7 +40,7 @@ def point_goal(*, horizon: int = 100) -> TaskFamily:
     """
 
     def reward(position: Array, task: Task) -> Array:
-        return -jnp.linalg.norm(position - task)
+        return -distance(position, task)
 
     def terminated(position: Array, task: Task) -> Array:
         return jnp.all(jnp.abs(position - task) < 0.01)
@@ -62,7 +62,7 @@ def point_goal(*, horizon: int = 100) -> TaskFamily:
         return -jnp.sum(jnp.linalg.norm(left, axis=1))
 
     def success(position: Array, task: Task) -> Array:
-        return jnp.linalg.norm(position - task) < MAX_STEP
+        return distance(position, task) < MAX_STEP
 
     env = point_mass(horizon=horizon, reward=reward, terminated=terminated, success=success)
     return TaskFamily("point-goal", env, sample, sample_heldout, optimal_return)
@@ -91,11 +91,11 @@ def sparse_point_goal(*, horizon: int = 20) -> TaskFamily:
     """
 
     def reward(position: Array, task: Task) -> Array:
-        distance = jnp.linalg.norm(position - task)
-        return jnp.where(distance <= _SPARSE_RADIUS, 1 - distance, 0.0)
+        to_goal = distance(position, task)
+        return jnp.where(to_goal <= _SPARSE_RADIUS, 1 - to_goal, 0.0)
 
     def success(position: Array, task: Task) -> Array:
-        return jnp.linalg.norm(position - task) <= _SPARSE_RADIUS
+        return distance(position, task) <= _SPARSE_RADIUS
 
     def sample(key: Key) -> Task:
         return unit_vector(uniform_outside(key, 0.0, jnp.pi, _SPARSE_HELDOUT))

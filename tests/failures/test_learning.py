@@ -251,3 +251,13 @@ def test_three_tasks_on_two_devices_are_three_tasks_on_one(name):
             results.append(jax.device_get(jax.jit(algorithm.update)(state, batch, jax.random.key(1))))
     small.assert_trees_close(results[1][0].params, results[0][0].params, rtol=1e-5, atol=1e-5)
     small.assert_trees_close(results[1][1], results[0][1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_point_at_its_goal_has_a_finite_derivative():
+    def returned(offset):
+        family = tasks.point_goal(horizon=2)
+        state, _ = family.env.reset(jax.random.key(0), jnp.zeros(2))
+        return family.env.step(jax.random.key(1), state, offset * jnp.ones(2), jnp.zeros(2))[1].reward
+
+    assert jax.grad(returned)(0.0) == 0
+    np.testing.assert_allclose(jax.grad(returned)(0.5), -0.1 * np.sqrt(2), rtol=1e-5)

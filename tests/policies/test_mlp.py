@@ -203,3 +203,10 @@ def test_orthogonal_initialisation_is_that_of_jax_without_its_qr(shape):
 def test_a_policy_is_initialised_without_qr(spec):
     policy = mlp(spec, hidden=(8,), critic=True)
     assert " qr[" not in str(jax.make_jaxpr(policy.init)(jax.random.key(0)))
+
+
+def test_discrete_actions_have_no_standard_deviation():
+    spec = EnvSpec(2, Discrete(3), horizon=4)
+    mlp(spec, init_log_std=-0.5, min_log_std=-3.0)
+    with pytest.raises(ValueError, match="init_log_std must be its default, -0.5, because .* got 0.0"):
+        mlp(spec, init_log_std=0.0)
