@@ -8,12 +8,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jmeta.optimizers.conjugate_gradient import conjugate_gradient
 from jmeta.types import Array
 
 # The normal equations square the condition number: they need all of float32, whatever the global setting.
 _PRECISION = jax.lax.Precision.HIGHEST
 _MOST_FOLDS = 5
 _MOST_FEATURES = 64  # more cost more than they explain
+_MOST_ITERATIONS = 32  # of conjugate gradient
 
 
 def linear_baseline(obs: Array, returns: Array, mask: Array) -> Array:
@@ -136,15 +138,21 @@ def _ridge(gram: Array, moment: Array, smallest: Array, regularization: float = 
     varies = square > smallest
     scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, square, 1)), 0)
     scaled = gram * scale[:, None] * scale[None] + regularization * jnp.eye(len(scale), dtype=gram.dtype)
-    coefficients = scale * jax.scipy.linalg.solve(scaled, scale * moment, assume_a="pos")
-    # Rounding may leave a matrix that is not positive definite: then nothing is explained.
-    return jnp.where(jnp.isfinite(coefficients).all(), coefficients, 0)
+    # Not by LAPACK: factorizations of a batch of matrices wait for the threads that run them, with several
+    # devices on a CPU for ever. Where rounding leaves a matrix that is not positive definite,
+    # this ends early.
+    solution, _ = conjugate_gradient(
+        lambda x: jnp.matmul(scaled, x, precision=_PRECISION), scale * moment, _MOST_ITERATIONS
+    )
+    return scale * solution
 
 
 def _polynomial(returns: Array, mask: Array) -> Array:
     """A cubic polynomial in time, fitted to the returns [T] of one episode."""
-    time = jnp.linspace(0, 1, len(returns), dtype=returns.dtype)
-    features = jnp.stack([jnp.ones_like(time), time, time**2, time**3], axis=-1)
+    length = jnp.maximum((mask > 0).sum(), 1).astype(returns.dtype)
+    x = 2 * (jnp.arange(len(returns), dtype=returns.dtype) + 0.5) / length - 1
+    # Legendre's, because powers of time are almost collinear.
+    features = jnp.stack([jnp.ones_like(x), x, 1.5 * x**2 - 0.5, 2.5 * x**3 - 1.5 * x], axis=-1)
     weighted = features * mask[:, None]
     gram = jnp.matmul(weighted.T, features, precision=_PRECISION)
     moment = jnp.matmul(returns, weighted, precision=_PRECISION)
