@@ -138,9 +138,9 @@ def _ridge(gram: Array, moment: Array, smallest: Array, regularization: float = 
     varies = square > smallest
     scale = jnp.where(varies, 1 / jnp.sqrt(jnp.where(varies, square, 1)), 0)
     scaled = gram * scale[:, None] * scale[None] + regularization * jnp.eye(len(scale), dtype=gram.dtype)
-    # Not by LAPACK: factorizations of a batch of matrices wait for the threads that run them, with several
-    # devices on a CPU for ever. Where rounding leaves a matrix that is not positive definite,
-    # this ends early.
+    # Not by LAPACK: its factorizations of a batch of matrices wait for the threads that run them, and with
+    # several devices on a CPU for ever. Rounding may leave a matrix that is not positive definite: then this
+    # ends early.
     solution, _ = conjugate_gradient(
         lambda x: jnp.matmul(scaled, x, precision=_PRECISION), scale * moment, _MOST_ITERATIONS
     )
