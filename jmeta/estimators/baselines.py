@@ -21,16 +21,17 @@ _MOST_ITERATIONS = 32  # of conjugate gradient
 def linear_baseline(obs: Array, returns: Array, mask: Array) -> Array:
     """Predicts the returns of one task's episodes, each from what the other episodes show.
 
-    The prediction is the mean return of other episodes at the same time step, plus a linear function of how
-    the observation o differs from theirs at that time, in the features [o, o^2] of Duan et al. 2016
-    (Benchmarking Deep RL). The episodes are divided into up to five folds, and the values of a fold are
-    fitted to the other folds (cross-fitting). So no value depends on the rewards of its own episode: the
-    baseline leaves the policy gradient unbiased, except for two shared factors (below), and it cannot explain
-    returns merely by having many features. Where the observation is too long for the number of samples, the
-    features are those of a random projection of it.
+    The prediction is the mean return of other episodes, plus how their mean at the same time step differs
+    from it, plus a linear function of how the observation o differs from theirs at that time, in the features
+    [o, o^2] of Duan et al. 2016 (Benchmarking Deep RL). The episodes are divided into up to five folds, and
+    the values of a fold are fitted to the other folds (cross-fitting). So no value depends on the rewards of
+    its own episode: the baseline leaves the policy gradient unbiased, except for shared factors (below), and
+    it cannot explain returns merely by having many features. Where the observation is too long for the number
+    of samples, the features are those of a random projection of it.
 
-    Both parts are shrunk by a factor in [0, 1] that is shared by all episodes of the task, with which they
-    fit best: a part that predicts nothing is left out, so that the baseline is never worse than none.
+    Each of the three parts is shrunk by a factor in [0, 1] that is shared by all episodes of the task, with
+    which they fit best: a part that predicts nothing is left out, so that the baseline is never worse than
+    none.
 
     It is fitted to returns that end at the time limit, so nothing is bootstrapped there. A single episode has
     no others to be compared with; its returns are fitted by a cubic polynomial in time.
@@ -104,28 +105,28 @@ def _cross_fitted(features: Array, returns: Array, mask: Array) -> Array:
 
     mean_x = jnp.take_along_axis(mean_x + common_x[None], time[..., None], axis=1) - common_x[None]
     mean_y = jnp.take_along_axis(mean_y + common_y[None], time, axis=1)
-    by_time = jnp.broadcast_to(mean_y[:, None], y.shape)
+    # Of each fold the mean over all steps of the others, and what their means by time step add to it.
+    steps = elsewhere(weight.sum((1, 2)))
+    level = elsewhere((weight * (y + common_y[None, None])).sum((1, 2))) / jnp.where(steps > 0, steps, 1)
+    level = jnp.broadcast_to(level[:, None, None], y.shape)
+    by_time = mean_y[:, None] - level
     by_obs = jnp.einsum("kstf,kf->kst", x - mean_x[:, None], coefficients, precision=_PRECISION)
-    values = _shrunk(by_time, by_obs, y + common_y[None, None], weight)  # [K, size, T]
+    values = _shrunk(jnp.stack([level, by_time, by_obs]), y + common_y[None, None], weight)  # [K, size, T]
     return values.swapaxes(0, 1).reshape(-1, values.shape[-1])[:num_episodes]
 
 
-def _shrunk(first: Array, second: Array, target: Array, weight: Array) -> Array:
-    """Two predictions, each times the factor in [0, 1] with which their sum fits a target best."""
-
-    def product(a: Array, b: Array) -> Array:
-        return (weight * a * b).sum()
-
-    def best(aim: Array, square: Array) -> Array:
-        return jnp.clip(aim / jnp.where(square > 0, square, 1), 0, 1)
-
-    squares = product(first, first), product(second, second)
-    mixed, aims = product(first, second), (product(first, target), product(second, target))
-    factors = jnp.zeros_like(mixed), jnp.zeros_like(mixed)
+def _shrunk(parts: Array, target: Array, weight: Array) -> Array:
+    """Predictions [P, ...], each times the factor in [0, 1] with which their sum fits a target [...] best."""
+    products = jnp.einsum("p...,q...,...->pq", parts, parts, weight, precision=_PRECISION)
+    aims = jnp.einsum("p...,...,...->p", parts, target, weight, precision=_PRECISION)
+    factors = jnp.zeros_like(aims)
     for _ in range(8):  # coordinate descent: no step makes the fit worse, and the first starts at none
-        one = best(aims[0] - factors[1] * mixed, squares[0])
-        factors = one, best(aims[1] - one * mixed, squares[1])
-    return factors[0] * first + factors[1] * second
+        for part in range(len(parts)):
+            square = products[part, part]
+            rest = aims[part] - products[part] @ factors + square * factors[part]
+            factor = jnp.clip(rest / jnp.where(square > 0, square, 1), 0, 1)
+            factors = factors.at[part].set(factor)
+    return jnp.einsum("p,p...->...", factors, parts, precision=_PRECISION)
 
 
 def _ridge(gram: Array, moment: Array, smallest: Array, regularization: float = 1e-2) -> Array:

@@ -13,6 +13,7 @@ from jmeta.optimizers.clip import clip_by_global_norm, global_norm
 from jmeta.optimizers.promotion import lenient_promotion
 from jmeta.optimizers.requirements import (
     Requirement,
+    check_inner,
     check_no_divergence,
     differentiable_at_zero,
     requirement,
@@ -145,6 +146,7 @@ __all__ = [
     "adamw",
     "check_no_divergence",
     "clip_by_global_norm",
+    "check_inner",
     "differentiable_at_zero",
     "global_norm",
     "lenient_promotion",

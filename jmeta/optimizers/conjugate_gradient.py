@@ -31,6 +31,10 @@ def conjugate_gradient(
       x: [P].
       curvature: [] x^T A x, from the residual: no further product.
     """
+    # The solution is proportional to b, whose square may overflow or underflow.
+    largest = jnp.max(jnp.abs(b))
+    largest = jnp.where(largest > 0, largest, 1)
+    b = b / largest
     squared_norm = jnp.vdot(b, b)
 
     def unsolved(carry: tuple[Array, ...]) -> Array:
@@ -55,4 +59,4 @@ def conjugate_gradient(
 
     start: tuple[Array, ...] = (jnp.int32(0), jnp.array(True), jnp.zeros_like(b), b, b, squared_norm)
     _, _, x, residual, _, _ = jax.lax.while_loop(unsolved, iterate, start)
-    return x, jnp.vdot(x, b - residual)
+    return largest * x, jnp.square(largest) * jnp.vdot(x, b - residual)

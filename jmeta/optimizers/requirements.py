@@ -65,11 +65,24 @@ def requirement(optimizer: Any, policy: Policy) -> Requirement:
     for level in typing.get_args(Requirement):
         try:
             _try_update(optimizer, policy, level)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever another library's update raises
             reason = error
         else:
             return level
     raise ValueError(f"optimizer must do with what it is given, got one whose update fails: {reason}")
+
+
+def check_inner(optimizer: optax.GradientTransformation, policy: Policy) -> None:
+    """Raises ValueError for an inner optimizer whose update needs more than gradients and parameters."""
+    like = jax.eval_shape(policy.init, jax.random.key(0))
+    try:
+        with lenient_promotion():
+            jax.eval_shape(lambda params: optimizer.update(params, optimizer.init(params), params), like)
+    except Exception as error:  # whatever another library's update raises
+        raise ValueError(
+            "inner_optimizer must do with gradients and parameters, got one whose update fails:"
+            f" {type(error).__name__}: {error}"
+        ) from error
 
 
 def check_no_divergence(algorithm: str, optimizer: Any, policy: Policy) -> None:

@@ -311,3 +311,22 @@ def test_a_preset_for_another_learner_leaves_out_what_it_does_not_use():
 def test_an_argument_without_effect_is_refused(arguments, argument):
     with pytest.raises(ValueError, match=f"{argument} must be its default, .*, because .*, got"):
         make("maml", **arguments)
+
+
+@pytest.mark.parametrize("make", [lambda rate: optax.polyak_sgd(), lambda rate: optax.lbfgs(rate)])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_an_inner_optimizer_that_needs_values_is_refused(make, first_order):
+    family = tasks.point_goal(horizon=3)
+    policy = policies.mlp(family.env.spec, hidden=(2,))
+    with pytest.raises(ValueError, match="inner_optimizer must do with gradients and parameters"):
+        algorithms.maml(
+            family, policy, optimizer=optax.sgd(0.1), inner_optimizer=make, first_order=first_order
+        )
+
+
+@pytest.mark.parametrize("name", ["maml", "promp"])
+def test_trpo_takes_one_epoch(name):
+    family = tasks.point_goal(horizon=3)
+    policy = policies.mlp(family.env.spec, hidden=(2,))
+    with pytest.raises(ValueError, match="outer_epochs must be 1 with trpo, .* got 5"):
+        algorithms.REGISTRY[name](family, policy, optimizer=optimizers.trpo(), outer_epochs=5)

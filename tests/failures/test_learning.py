@@ -261,3 +261,80 @@ def test_a_point_at_its_goal_has_a_finite_derivative():
 
     assert jax.grad(returned)(0.0) == 0
     np.testing.assert_allclose(jax.grad(returned)(0.5), -0.1 * np.sqrt(2), rtol=1e-5)
+
+
+# -- second examples of the same mistakes --------------------------------------------------------------
+
+
+def test_the_credit_of_e_maml_does_not_depend_on_a_constant_reward():
+    """Rewards differ between tasks and not within: no signal for a step, and one for exploration."""
+
+    def gradient_norm(offset):
+        algorithm = make("e-maml", point(lambda position, task: offset + task), exploration_weight=1.0)
+        state = algorithm.init(jax.random.key(0))
+        _, metrics = jax.jit(algorithm.update)(state, jnp.array([0.0, 0.0, 1.0]), jax.random.key(1))
+        return metrics["gradient_norm"]
+
+    assert gradient_norm(0.0) > 0.01
+    np.testing.assert_allclose(gradient_norm(1.0), gradient_norm(0.0), rtol=1e-3)
+
+
+def test_the_penalty_of_promp_does_not_depend_on_a_horizon_that_no_episode_reaches():
+    def moved(horizon):
+        family = point(
+            lambda position, task: -jnp.square(position - task).sum(),
+            horizon=horizon,
+            terminated=lambda position, task: jnp.abs(position).max() > 0.01,
+        )
+        algorithm = make("promp", family, num_episodes=10, outer_epochs=2, kl_penalty=5.0)
+        algorithm = algorithm._replace(update=jax.jit(algorithm.update))
+        state = algorithm.init(jax.random.key(0))
+        _, metrics = algorithm.update(state, jnp.linspace(0, 1, 3), jax.random.key(1))
+        return metrics["kl"]
+
+    # The step of the outer `sgd` shrinks with the horizon; the penalty must shrink with it.
+    assert moved(60) < moved(6) * 1.5
+
+
+def test_a_lost_trial_does_not_close_all_actions_of_its_place():
+    """Actions are closed by an observation, so zeros in place of a lost trial are no inputs of the policy."""
+    ones = jnp.ones(3)
+
+    def timestep(reward):
+        return TimeStep(ones, reward, jnp.array(False))
+
+    env = Env(
+        lambda key, task: (jnp.zeros(()), timestep(jnp.zeros(()))),
+        lambda key, state, action, task: (state, timestep(jnp.where(task > 0.9, jnp.nan, action * 1.0))),
+        EnvSpec(3, Discrete(3), 4, terminates=False),
+    )
+    family = TaskFamily("masked", env, jax.random.uniform, jax.random.uniform)
+    policy = policies.mlp(env.spec, hidden=(4,), critic=True)
+
+    def closing(run):
+        def step(params, carry, inputs):
+            carry, output = run(params, carry, inputs)
+            return carry, output._replace(distribution=output.distribution + jnp.log(inputs.obs))
+
+        return step
+
+    policy = policy._replace(step=closing(policy.step), unroll=closing(policy.unroll))
+    algorithm = algorithms.rl2(family, policy, optimizer=optax.sgd(0.1), minibatches=1, epochs=1)
+    state = algorithm.init(jax.random.key(0))
+    new, metrics = jax.jit(algorithm.update)(state, jnp.array([0.1, 1.0, 0.3]), jax.random.key(1))
+    assert (metrics["tasks_lost"], metrics["skipped"]) == (1, 0)
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (new.params, state.params)), strict=True))
+
+
+def test_meta_gradients_take_an_environment_of_any_types():
+    def timestep(reward):
+        return TimeStep(jnp.ones(2, jnp.int32), reward.astype(jnp.float16), jnp.zeros(()))
+
+    env = Env(
+        lambda key, task: (jnp.zeros(()), timestep(jnp.zeros(()))),
+        lambda key, state, action, task: (state, timestep(action[0])),
+        EnvSpec(2, Continuous(1), 3),
+    )
+    algorithm = make("meta-gradient", TaskFamily("integers", env, jax.random.uniform, jax.random.uniform))
+    state = algorithm.init(jax.random.key(0))
+    jax.eval_shape(algorithm.update, state, jnp.zeros(2), jax.random.key(0))

@@ -46,3 +46,10 @@ def test_nothing_solves_for_nothing():
     x, curvature = conjugate_gradient(lambda v: v, jnp.zeros(3), 3)
     np.testing.assert_array_equal(x, np.zeros(3))
     assert curvature == 0
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_size_of_the_right_side_does_not_matter(size):
+    b = jnp.array([1.0, -2.0, 0.5])
+    x, _ = conjugate_gradient(lambda v: 2 * v, size * b, 3)
+    np.testing.assert_allclose(x / size, b / 2, rtol=1e-5)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jmeta.algorithms.gradient import outer
 from jmeta.checks import not_negative
-from jmeta.estimators.advantages import root_mean_square
+from jmeta.estimators.advantages import NEGLIGIBLE, root_mean_square
 from jmeta.estimators.surrogates import ppo_clip
 from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner import policy_gradient as pg
@@ -55,9 +55,11 @@ def e_maml(
         others = (returns.sum() - returns) / num_others
         spread = jax.vmap(_spread)
         raw, used = (spread(x, post.mask) for x in (post.target - post.value, post.advantage))
+        # Where the rewards of a task are no signal, there is no spread that its advantages were divided by.
+        divided = (used > 0) & (raw > NEGLIGIBLE * jax.vmap(root_mean_square)(post.target, post.mask))
         # Surrogates average over episodes and steps: here both are summed, of the return per step.
         credit = post.mask.shape[1] * (returns - others)
-        return jnp.where(raw > 0, used / jnp.where(raw > 0, raw, 1), 1.0) * credit
+        return jnp.where(divided, used / jnp.where(divided, raw, 1), 1.0) * credit
 
     def loss(adapted: Params, path: Params, data: outer.Collected, credit: Array) -> Array:
         def explored(params: Params, batch: PyTree) -> Array:

@@ -10,6 +10,7 @@ import optax
 
 from jmeta.algorithms.gradient import outer
 from jmeta.checks import in_interval, positive
+from jmeta.conformance import conform
 from jmeta.hyperparameters import hyperparameters_of
 from jmeta.inner import policy_gradient as pg
 from jmeta.policies.extended import ExtendedParams, extended
@@ -61,6 +62,7 @@ def meta_gradient(
     positive(entropy_weight=entropy_weight, inner_learning_rate=inner_learning_rate)
     if baseline == "value":
         raise ValueError("baseline must be linear or none, got 'value': a critic has one discount of its own")
+    family = conform(family)
     estimation: dict[str, Any] = {
         "num_episodes": num_episodes,
         "baseline": baseline,

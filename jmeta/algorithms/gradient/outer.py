@@ -20,6 +20,7 @@ from jmeta.inner import policy_gradient as pg
 from jmeta.inner.loop import DIFFERENTIATIONS, Learner, inner_loop, mean_return
 from jmeta.optimizers import (
     Requirement,
+    check_inner,
     differentiable_at_zero,
     global_norm,
     requirement,
@@ -101,8 +102,9 @@ def assemble(
       policy: the policy, whose initial parameters are learned.
       optimizer: of the outer update. TRPO, and the optimizers of optax that compare values of the loss (line
         searches, `reduce_on_plateau`), get them; they need an `outer_surrogate` whose value means something,
-        "ratio" or "ppo-clip". TRPO is for one epoch, because its bound is from the policies that sampled, and
-        does not go with the baseline "value", because the bound does not hold the critic.
+        "ratio" or "ppo-clip". TRPO takes one epoch, because its bound is from the policies that sampled, and
+        does not go with the baseline "value", because the bound does not hold the critic. The loss is
+        divided by the horizon, so bounds on the gradient's norm, and step sizes of `sgd`, depend on it.
       inner: what is learned from, a name in `jmeta.inner.REGISTRY`. Surrogates, `gae_lambda`, `baseline` and
         `normalize_advantages` are for "policy-gradient", and `discount` is not for "supervised": where an
         argument has no effect, any value but its default is refused.
@@ -157,8 +159,9 @@ def assemble(
         because = "first_order does not differentiate inner steps"
         without_effect(because, _DEFAULTS, differentiation=differentiation)
     learner = inner_loops.REGISTRY[inner](family, policy, **learning)
-    needs = _requirement(optimizer, policy, learning.get("outer_surrogate"), baseline)
+    needs = _requirement(optimizer, policy, learning.get("outer_surrogate"), baseline, outer_epochs)
     step = _make_inner_optimizer(inner_optimizer, inner_learning_rate)
+    check_inner(step, policy)
     differentiable = first_order or num_inner_steps == 0 or differentiable_at_zero(inner_optimizer, policy)
     make_inner = functools.partial(
         inner_loop,
@@ -183,7 +186,11 @@ def assemble(
 
 
 def _requirement(
-    optimizer: optax.GradientTransformation, policy: Policy, outer_surrogate: str | None, baseline: str
+    optimizer: optax.GradientTransformation,
+    policy: Policy,
+    outer_surrogate: str | None,
+    baseline: str,
+    outer_epochs: int,
 ) -> Requirement:
     """What an outer optimizer asks for; ValueError where the loss cannot give it."""
     needs = requirement(optimizer, policy)
@@ -196,6 +203,11 @@ def _requirement(
         raise ValueError(
             "baseline must be linear or none with trpo, got 'value': the divergence does not bound the"
             " critic, which would take up the whole step"
+        )
+    if needs == "divergence" and outer_epochs > 1:
+        raise ValueError(
+            "outer_epochs must be 1 with trpo, because its bound is from the policies that sampled, got"
+            f" {outer_epochs}"
         )
     if needs == "divergence" and not policy.differentiable:
         raise ValueError(

@@ -9,7 +9,7 @@ from jmeta.hyperparameters import hyperparameters_of
 from jmeta.types import MetaAlgorithm, Policy, TaskFamily
 
 
-@hyperparameters_of(maml)
+@hyperparameters_of(maml, without=("first_order", "differentiation"))
 def pretrain(
     family: TaskFamily, policy: Policy, *, num_inner_steps: int, num_episodes: int, **others: Any
 ) -> MetaAlgorithm:
@@ -21,8 +21,8 @@ def pretrain(
     The hyperparameters are `maml`'s; the inner ones take effect in adaptation only. Training adapts nothing,
     so its metric `return_after` is `return_before`.
     """
-    fine_tuning = others | {"first_order": True, "differentiation": "mixed"}  # it is never differentiated
-    tuned = maml(family, policy, num_inner_steps=num_inner_steps, num_episodes=num_episodes, **fine_tuning)
+    inner = {"num_inner_steps": num_inner_steps, "num_episodes": num_episodes}
+    tuned = maml(family, policy, first_order=True, **inner, **others)  # it is never differentiated
     num_episodes *= num_inner_steps + 1
     trained = maml(family, policy, num_inner_steps=0, num_episodes=num_episodes, **others)
     return trained._replace(adapt=tuned.adapt)

@@ -53,10 +53,14 @@ def promp(
         return parallel.map_tasks(old, params, batch.collected.pre, block=parts.block)
 
     def loss(adapted: Params, path: Params, data: outer.Collected, old: PyTree) -> Array:
+        def divergence(old: PyTree, new: PyTree, mask: Array) -> Array:
+            """Divided by all steps, taken or not, as surrogates are: its weight knows no horizon."""
+            return pg.mean_kl(policy, old, new, mask) * mask.mean()
+
         new = distributions(path, data.pre)
-        kl = jax.vmap(lambda *x: pg.mean_kl(policy, *x))(old, new, data.pre.mask).sum()
+        kl = jax.vmap(divergence)(old, new, data.pre.mask).sum()
         output = pg.unroll(policy, adapted, data.post.inputs)
-        kl += pg.mean_kl(policy, data.distribution, output.distribution, data.post.mask)
+        kl += divergence(data.distribution, output.distribution, data.post.mask)
         return parts.learner.loss(adapted, data.post) + kl_penalty * kl / (data.pre.mask.shape[0] + 1)
 
     return outer.algorithm(parts, loss=loss, prepare=prepare)

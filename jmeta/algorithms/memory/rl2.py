@@ -102,10 +102,6 @@ def rl2(
         raise ValueError("policy of rl2 must have probabilities with derivatives, got one without (tabular?)")
     if not policy.has_critic:
         raise ValueError("rl2 needs a policy with a critic, such as mlp(..., critic=True), got one without")
-    if not policy.differentiable:
-        raise ValueError(
-            "rl2 needs a policy whose probabilities have derivatives, got one without (tabular?)"
-        )
     length = episodes * family.env.spec.horizon
     rollouts.check_room(policy, length)
     chunk = length if unroll_length is None else unroll_length
@@ -186,7 +182,7 @@ def rl2(
         def minibatch(loop: PyTree, chosen: tuple[Array, Array]) -> tuple[PyTree, Metrics]:
             params, opt_state = loop
             index, weight = chosen
-            part = jax.tree.map(lambda x: x[index], trials)
+            part = jax.tree.map(lambda x: x[source[index]], trials)
             weight = weight * kept[index]
             (value, entropy), gradients = parallel.value_and_grad_over_tasks(
                 loss, params, part, weight=weight, block=block
@@ -200,6 +196,9 @@ def rl2(
             metrics = {"loss": value, "entropy": entropy, "gradient_norm": global_norm(gradients)}
             return (optax.apply_updates(params, updates), opt_state), metrics
 
+        # A lost trial has no weight, and its place is taken by one that is not lost: zeros are no inputs of a
+        # policy, and could give it a gradient that is not finite.
+        source = jnp.where(kept > 0, jnp.arange(num_tasks), jnp.argmax(kept))
         places, weight = _minibatches(num_tasks, minibatches)
         orders = jax.vmap(lambda key: jax.random.permutation(key, num_tasks)[places])(
             jax.random.split(key_order, epochs)
