@@ -302,7 +302,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(words, message, empty_folder, 
         ("evaluate {run} --steps -1", "--steps must be at least 0, got -1"),
         ("evaluate {run} --episodes 0", "--episodes must be at least 1, got 0"),
         ("evaluate {run} --seed -1", "--seed must be at least 0, got -1"),
-        ("evaluate {run} --seed 99999999999999999999", "--seed must be below 2147483648, got 9999"),
+        ("evaluate {run} --seed 99999999999999999999", "--seed must be at most 2147483647, got 9999"),
     ],
 )
 def test_a_mistake_leaves_a_run_as_it_is(words, message, trained, capsys):

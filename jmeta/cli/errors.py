@@ -39,6 +39,18 @@ def user_errors(kinds: tuple[type[Exception], ...] = (ValueError, OSError), hint
         raise UserError(f"{reason(error)}{hint}") from error
 
 
+@contextlib.contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Turns the many ways to say that there is too little memory into one line, which ends in an advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # XLA's errors are of the latter kind
+        short = ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
+        if isinstance(error, MemoryError) or any(words in str(error) for words in short):
+            raise UserError(f"there is too little memory: {advice}") from error
+        raise
+
+
 def reason(error: Exception) -> str:
     """The message of an error; of one that the system reports, without its number."""
     if isinstance(error, OSError) and error.strerror:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import pathlib
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jmeta.cli.errors import user_errors
+from jmeta.cli.errors import memory_errors, user_errors
 from jmeta.cli.flags import parse
 from jmeta.cli.output import console
 from jmeta.cli.start import start_jax
@@ -47,16 +48,14 @@ def main(argv: list[str]) -> None:
     summary = "Adapts a trained run to fresh tasks and tabulates the returns."
     flags = parse(Evaluate, argv, "jmeta evaluate", summary)
     with user_errors():
-        from jmeta.runs.config import SEED_LIMIT, build
+        from jmeta.checks import at_least
+        from jmeta.runs.config import build
         from jmeta.runs.files import local_path
         from jmeta.runs.folder import RunFolder
 
-        plot = None if flags.plot is None else local_path(flags.plot)
         for name, least in (("tasks", 1), ("steps", 0), ("episodes", 1), ("seed", 0)):
-            if (value := getattr(flags, name)) is not None and value < least:
-                raise ValueError(f"--{name} must be at least {least}, got {value}")
-        if flags.seed >= SEED_LIMIT:
-            raise ValueError(f"--seed must be below {SEED_LIMIT}, got {flags.seed}")
+            if (value := getattr(flags, name)) is not None:
+                at_least(least, **{f"--{name}": value})
         checkpoint = _checkpoint(flags.checkpoint)
         plot = None if flags.plot is None else local_path(flags.plot)
         run = RunFolder.open(flags.run_dir)
@@ -80,7 +79,7 @@ def main(argv: list[str]) -> None:
     if notes:
         console(stderr=True).print(f"evaluating iteration {iteration}: {'; '.join(notes)}", soft_wrap=True)
     mesh = parallel.task_mesh()
-    with jax.set_mesh(mesh):
+    with memory_errors("lower --tasks or --episodes"), jax.set_mesh(mesh):
         result = evaluation.evaluate(
             algorithm,
             family,
@@ -93,17 +92,20 @@ def main(argv: list[str]) -> None:
             deterministic=flags.deterministic,
         )
     title = f"{run.config.algorithm['name']} on {flags.tasks} tasks of {family.name}, iteration {iteration}"
-    # What was computed is shown before anything is written, which may fail.
-    out = console()
-    out.print(title, soft_wrap=True)
     curve = (result.steps, result.return_mean, result.return_low, result.return_high, result.optimal_mean)
-    out.print(adaptation_table(*curve, measures=result.measure_means))
-    if result.tasks_lost:
-        out.print(_lost(result), soft_wrap=True)
-    with user_errors():
-        _write(run.path, result, flags, iteration)
-        if plot is not None:
-            plots.adaptation_curve(plot, title, *curve)
+    try:
+        out = console()
+        out.print(title, soft_wrap=True)
+        out.print(adaptation_table(*curve, measures=result.measure_means))
+        if result.tasks_lost:
+            out.print(_lost(result), soft_wrap=True)
+    finally:
+        # Nothing that was computed is lost because something else, be it the table, cannot be written.
+        with user_errors(), contextlib.ExitStack() as each:
+            if plot is not None:
+                each.callback(plots.adaptation_curve, plot, title, *curve)
+            each.callback(_write_summary, run.path / "evaluation.json", result, flags, iteration)
+            each.callback(_write_arrays, run.path / "evaluation.npz", result)
 
 
 def _checkpoint(word: str) -> int | Literal["last", "best"]:
@@ -124,15 +126,21 @@ def _lost(result: Evaluation) -> str:
     return f"{lost}, because something in their episodes {because}. The table is of the others."
 
 
-def _write(folder: pathlib.Path, result: Evaluation, flags: Evaluate, iteration: int) -> None:
-    """Writes the summary, evaluation.json, and every episode with its task, evaluation.npz."""
+def _write_arrays(path: pathlib.Path, result: Evaluation) -> None:
+    """Writes every episode with its task."""
     import numpy as np
 
-    from jmeta.runs.files import write_atomically, write_json
+    from jmeta.runs.files import write_atomically
 
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **result.arrays())
-    write_atomically(folder / "evaluation.npz", buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
+
+
+def _write_summary(path: pathlib.Path, result: Evaluation, flags: Evaluate, iteration: int) -> None:
+    """Writes means and intervals."""
+    from jmeta.runs.files import write_json
+
     record = {
         "steps": result.steps,
         "return_mean": result.return_mean,
@@ -149,4 +157,4 @@ def _write(folder: pathlib.Path, result: Evaluation, flags: Evaluate, iteration:
         "seed": flags.seed,
         "iteration": iteration,
     }
-    write_json(folder / "evaluation.json", record)
+    write_json(path, record)

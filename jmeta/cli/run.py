@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 
 from jmeta import training
-from jmeta.cli.errors import Stopped, UserError, user_errors
+from jmeta.cli.errors import Stopped, memory_errors, user_errors
 from jmeta.cli.output import console
 from jmeta.cli.signals import StopRequests
 from jmeta.cli.start import Processes, start_jax
@@ -73,6 +73,7 @@ class Request:
         return dataclasses.replace(self, path=self.path.absolute(), source=source)
 
 
+@memory_errors("lower --tasks or --tasks-per-block")
 def train_run(request: Request) -> None:
     """Trains, shows the progress, and says how to go on if it ends early."""
     settings = request.config.training
@@ -87,6 +88,8 @@ def train_run(request: Request) -> None:
                 done, start, notes = training.resume(run, algorithm, settings.checkpoint_every)
                 _prolong(run, done)
             else:
+                if settings.iterations > 0:
+                    training.check_iteration(algorithm, family, settings.num_tasks)
                 if request.source is not None:
                     state, notes = _initial_state(request.source, algorithm, settings.seed)
                     start = training.begin(algorithm, settings, state=state)
@@ -135,14 +138,10 @@ def _watch(
     stop = StopRequests(answer, say_goodbye)
     report = ProgressReporter(out, settings.iterations, settings.num_tasks)
     try:
-        with user_errors((OSError,), hint=f"; when that is mended, {hint}"), stop, report:
+        with user_errors(hint=f"; when that is mended, {hint}"), stop, report:
             end = loop(callback=report, stop=stop)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(hint) from None
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError("the devices have too little memory: lower --tasks or --tasks-per-block") from error
     if int(end.meta.step) < settings.iterations:
         word = "interrupted" if stop.signum == signal.SIGINT else "terminated"
         raise Stopped(f"{word}; {hint}", stop.signum or signal.SIGTERM)

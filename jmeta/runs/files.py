@@ -139,7 +139,8 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Writes a file: whatever happens, `path` holds its former content or the new one.
 
     Raises:
-      OSError: it cannot be written, for instance because the disk is full. `path` is as it was.
+      OSError: it cannot be written, for instance because the disk is full; it names `path`, which is as it
+        was.
     """
     temporary = path.with_name(
         f"{path.name}.{secrets.token_hex(4)}.tmp"
@@ -149,8 +150,10 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
             file.write(content)
             sync(file)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     sync_folder(path.parent)
 

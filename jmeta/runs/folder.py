@@ -325,7 +325,7 @@ class RunFolder:
         return f"has checkpoints {_list(there)}" if there else "has no checkpoint yet"
 
     def _outdated_best(self, iteration: int, notes: list[str]) -> bool:
-        """Whether best.json must go, because it is damaged or of an iteration that is yet to come."""
+        """Whether best.json must go: it is damaged, or its checkpoint is gone or yet to come."""
         try:
             best = self.best_checkpoint()
         except DamagedRunError as error:
@@ -334,7 +334,12 @@ class RunFolder:
                 raise
             notes.append(f"{error}; the best checkpoint is chosen again")
             return True
-        return best is not None and best.iteration > iteration
+        if best is None or best.iteration in self._iterations():
+            return best is not None and best.iteration > iteration
+        if best.iteration <= iteration:
+            gone = f"best.json names checkpoint {best.iteration}, which is gone"
+            notes.append(f"{gone}; the best checkpoint is chosen again")
+        return True
 
     def _end_of_records(self, name: str, iteration: int, notes: list[str]) -> int:
         """How many bytes of a file are whole records up to an iteration."""

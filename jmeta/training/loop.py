@@ -19,7 +19,7 @@ from jmeta.runs.config import Training
 from jmeta.runs.folder import RunFolder
 from jmeta.training.evaluations import evaluation_record
 from jmeta.training.progress import Progress
-from jmeta.training.state import TrainState, begin, resume
+from jmeta.training.state import TrainState, begin, resume, state_shapes
 from jmeta.types import Array, MetaAlgorithm, MetaState, Metrics, TaskFamily
 
 _LOGGER = logging.getLogger(__name__)
@@ -157,14 +157,7 @@ def compile_chunk(
     a second call for the same algorithm, family and sizes. The jitted call returns the new state and the
     metrics, each [length]; entries past the count are zero.
     """
-    family = conform(family)
-
-    @jax.jit
-    def iteration(state: TrainState) -> tuple[TrainState, Metrics]:
-        key_tasks, key_update = jax.random.split(jax.random.fold_in(state.key, state.meta.step))
-        tasks = jax.vmap(family.sample)(parallel.task_keys(key_tasks, num_tasks))
-        meta, metrics = algorithm.update(state.meta, tasks, key_update)
-        return TrainState(meta, state.key), metrics
+    iteration = _iteration(algorithm, family, num_tasks)
 
     def chunk(state: TrainState, count: Array) -> tuple[TrainState, Metrics]:
         shapes = jax.eval_shape(iteration, state)[1]
@@ -178,6 +171,32 @@ def compile_chunk(
 
     make = functools.partial(jax.jit, chunk, donate_argnums=0)
     return once(make, algorithm.update, family.sample, num_tasks, length)
+
+
+def check_iteration(algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int) -> None:
+    """Traces one iteration, which compiles nothing; ValueError where such a training could not run."""
+    with jax.set_mesh(parallel.task_mesh()):
+        jax.eval_shape(_iteration(algorithm, family, num_tasks), state_shapes(algorithm))
+
+
+def _iteration(
+    algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int
+) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+    """A jitted meta-iteration."""
+
+    def make() -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+        sample = conform(family).sample
+
+        @jax.jit
+        def iteration(state: TrainState) -> tuple[TrainState, Metrics]:
+            key_tasks, key_update = jax.random.split(jax.random.fold_in(state.key, state.meta.step))
+            tasks = jax.vmap(sample)(parallel.task_keys(key_tasks, num_tasks))
+            meta, metrics = algorithm.update(state.meta, tasks, key_update)
+            return TrainState(meta, state.key), metrics
+
+        return iteration
+
+    return once(make, algorithm.update, family.sample, num_tasks)
 
 
 def _is_due(every: int | None, done: int, iterations: int) -> bool:

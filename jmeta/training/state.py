@@ -46,7 +46,7 @@ def begin(
     if state is None:
         start = initial_state(algorithm, settings.seed)
     else:
-        check_shapes("state", state, _shapes(algorithm).meta)
+        check_shapes("state", state, state_shapes(algorithm).meta)
         done, most = int(state.step), settings.iterations if run is None else 0
         if done > most:
             where = "iterations" if run is None else "iterations to start a run folder"
@@ -75,7 +75,7 @@ def resume(run: RunFolder, algorithm: MetaAlgorithm, checkpoint_every: int) -> R
       RunInUseError: another process trains in it.
     """
     with run.lock:
-        restored = run.resume(_shapes(algorithm), checkpoint_every)
+        restored = run.resume(state_shapes(algorithm), checkpoint_every)
         if restored.tree is not None and jax.process_index() == 0:
             for record in run.read_evaluations():
                 value = record.get("return")
@@ -99,10 +99,11 @@ def restore(run: RunFolder, algorithm: MetaAlgorithm, which: int | Literal["last
       ValueError: there is no such checkpoint; the message lists those there are.
       DamagedRunError: it is damaged or does not belong to the run's configuration.
     """
-    return run.restore(which, _shapes(algorithm))
+    return run.restore(which, state_shapes(algorithm))
 
 
-def _shapes(algorithm: MetaAlgorithm) -> TrainState:
+def state_shapes(algorithm: MetaAlgorithm) -> TrainState:
+    """The shapes of a state; nothing is compiled."""
     return jax.eval_shape(lambda: initial_state(algorithm, seed=0))
 
 

@@ -130,13 +130,54 @@ def test_without_a_gpu_cuda_is_refused_in_one_line(empty_folder):
     assert list(empty_folder.iterdir()) == []
 
 
-def test_too_little_memory_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"),
+        jax.errors.JaxRuntimeError("INTERNAL: Error dispatching: Out of memory allocating 1 byte"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_one_line(error, four, monkeypatch, capsys):
     def fail(*arguments, **options):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte")
+        raise error
 
     monkeypatch.setattr("jmeta.training.train_from", fail)
-    assert cli.main(["train", "maml", "point-goal", *TINY, "--run-dir", "run"]) == 2
-    assert "too little memory" in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("jmeta.evaluation.evaluate", fail)
+    for words, advice in (
+        (["train", "maml", "point-goal", *TINY, "--run-dir", "run"], "--tasks or --tasks-per-block"),
+        (["evaluate", "four"], "--tasks or --episodes"),
+    ):
+        assert cli.main(words) == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line == f"jmeta: error: there is too little memory: lower {advice}"
+
+
+# -- an evaluation that is done ---------------------------------------------------------------------------
+
+EVALUATE = ["evaluate", "four", "--tasks", "4", "--episodes", "2", "--steps", "1"]
+
+
+class Full(io.StringIO):
+    """A stream on a device that is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_an_evaluation_is_written_although_its_table_cannot_be(four, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert cli.main(EVALUATE) == 2
+    assert os.strerror(errno.ENOSPC) in one_line(capsys.readouterr())
+    assert (four / "evaluation.json").is_file() and (four / "evaluation.npz").is_file()
+
+
+def test_a_folder_in_the_way_of_one_file_is_named_and_the_other_is_written(four, capsys):
+    (four / "evaluation.npz").mkdir()
+    assert cli.main(EVALUATE) == 2
+    line = f"jmeta: error: 'four/evaluation.npz': {os.strerror(errno.EISDIR)}\n"
+    assert capsys.readouterr().err == line
+    assert (four / "evaluation.json").is_file()
 
 
 # -- names of folders ---------------------------------------------------------------------------------
@@ -236,7 +277,7 @@ def test_a_folder_may_have_an_at_in_its_name(trained, empty_folder):
     ("words", "message"),
     [
         ("--init-from four --policy.hidden 5", "kernel must be float32[2, 5], got float32[2, 4]"),
-        ("--init-from four@3", "has no checkpoint 3; it has 2, 4"),
+        ("--init-from four@3", "has no checkpoint 3: it has checkpoints 2, 4"),
         ("--init-from four@newest", "--init-from must be RUN, RUN@last, RUN@best or RUN@ITERATION"),
         ("--init-from five", "there is no run folder 'five'"),
         ("--evaluate-every 3", "evaluate_every must be a multiple of log_every=2, got 3"),
@@ -246,6 +287,35 @@ def test_what_a_run_cannot_start_from_is_one_line(words, message, four, empty_fo
     assert train(*words.split(), "--run-dir", "new") == 2
     assert message in one_line(capsys.readouterr())
     assert not (empty_folder / "new").exists()
+
+
+# -- values that only a trace or the training finds -----------------------------------------------------
+
+
+def test_what_an_update_refuses_is_known_before_there_is_a_folder(empty_folder, capsys):
+    sizes = ("--tasks", "2", "--minibatches", "5", "--policy.size", "4")
+    assert cli.main(["train", "rl2", "bandit", *sizes, "--run-dir", "run"]) == 2
+    assert "tasks must be at least 5" in one_line(capsys.readouterr())
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_a_file_that_is_damaged_while_training_is_one_line(trained, empty_folder, monkeypatch, capsys):
+    original = RunFolder.append_metrics
+
+    def damage(self, records):
+        original(self, records)
+        (self.path / "best.json").write_text("nonsense")
+
+    monkeypatch.setattr(RunFolder, "append_metrics", damage)
+    assert train("--run-dir", "run") == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("jmeta: error: best.json is damaged") and line.endswith("--resume --run-dir run")
+
+
+@pytest.mark.parametrize("flag", ["--tasks", "--episodes", "--steps"])
+def test_a_count_beyond_those_of_jax_is_one_line(flag, four, capsys):
+    assert cli.main(["evaluate", "four", flag, "99999999999"]) == 2
+    assert f"{flag} must be at most 2147483647, got 99999999999" in one_line(capsys.readouterr())
 
 
 # -- signals --------------------------------------------------------------------------------------------

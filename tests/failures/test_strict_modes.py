@@ -26,6 +26,11 @@ def case(name):
         family = tasks.point_goal(horizon=3)
         policy = policies.mlp(family.env.spec, hidden=(4,))
         return family, algorithms.maml(family, policy, optimizer=optimizers.trpo(), num_episodes=2)
+    if name == "es-maml":
+        family = tasks.bandit(num_arms=2, num_pulls=2)
+        policy = policies.mlp(family.env.spec, hidden=(4,))
+        sizes = {"num_perturbations": 2, "num_episodes": 2}
+        return family, algorithms.es_maml(family, policy, optimizer=optimizers.sgd(), **sizes)
     if name == "rl2 bandit":
         family = tasks.bandit(num_arms=2, num_pulls=2)
         policy = policies.gru(family.env.spec, size=4)
@@ -61,7 +66,7 @@ def everything(name):
 
 
 @pytest.mark.parametrize("mode", STRICT)
-@pytest.mark.parametrize("name", [*CASES, "lstm", "mann", "snail", "transformer"])
+@pytest.mark.parametrize("name", [*CASES, "es-maml", "lstm", "mann", "snail", "transformer"])
 def test_nothing_is_promoted_silently(name, mode):
     with STRICT[mode]():
         jax.eval_shape(everything(name), jax.random.key(0))

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -252,3 +253,13 @@ def test_damaged_evaluations_do_not_keep_a_run_from_going_on(new_run, evaluated,
     train(10, evaluate_every=2, run=run)
     assert [record["iteration"] for record in run.read_evaluations()][-2:] == [8, 10]
     assert run.best_checkpoint() == (4, 3.0)
+
+
+def test_a_best_checkpoint_that_is_gone_is_chosen_again(new_run, evaluated, caplog):
+    run = new_run()
+    train(10, evaluate_every=2, run=run)
+    shutil.rmtree(run.path / "checkpoints" / "4")
+    with caplog.at_level(logging.WARNING):
+        train(12, evaluate_every=2, run=run)
+    assert "best.json names checkpoint 4, which is gone" in caplog.messages[0]
+    assert run.best_checkpoint() == (10, 3.0)

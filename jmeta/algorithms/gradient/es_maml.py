@@ -107,7 +107,8 @@ def es_maml(
             **update_arguments(state.step, -metrics["return_after"], gradients, value_of),
         )
         params = optax.apply_updates(state.params, updates)
-        env_steps = jnp.where(lost < num_pairs, metrics["env_steps"] * 2 * (num_pairs - lost), 0)
+        left = (num_pairs - lost).astype(metrics["env_steps"].dtype)
+        env_steps = jnp.where(left > 0, metrics["env_steps"] * 2 * left, 0)
         metrics |= {
             "env_steps": jnp.round(env_steps).astype(jnp.int32),
             "gradient_norm": global_norm(gradients),
