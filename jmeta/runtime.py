@@ -40,11 +40,11 @@ def configure(*, num_tasks: int | None = None) -> None:
     if settings["jax_default_matmul_precision"] is None:
         jax.config.update("jax_default_matmul_precision", "highest")
     if settings["jax_compilation_cache_dir"] is None:
-        folder = cache_folder()
         try:
+            folder = cache_folder()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)  # compiled programs are executed: nobody else may write here
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the latter where the user has no home folder
             _LOGGER.warning("no compilation cache: %s", error)
         else:
             jax.config.update("jax_compilation_cache_dir", str(folder))
@@ -105,9 +105,12 @@ def connect(
 
 
 def cache_folder() -> pathlib.Path:
-    """The folder of compiled programs: `jmeta/xla` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (pathlib.Path(root) if root else pathlib.Path.home() / ".cache") / "jmeta" / "xla"
+    """The folder of compiled programs: `jmeta/xla` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+
+    A relative `$XDG_CACHE_HOME` is ignored, as its specification says; RuntimeError without a home folder.
+    """
+    root = pathlib.Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME", "")))
+    return (root if root.is_absolute() else pathlib.Path.home() / ".cache") / "jmeta" / "xla"
 
 
 def _integer(variable: str) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 
 import jmeta as package
 from jmeta import cli
-from jmeta.cli import start, train
+from jmeta.cli import run, start, train
 from jmeta.presets import preset
 from jmeta.reporting.progress import ProgressReporter
 from jmeta.runs import RunFolder
@@ -125,7 +125,7 @@ def test_default_run_folders_are_fresh(empty_folder):
     config = preset("scratch", "point-goal")
     names = []
     for _ in range(3):
-        path = train._fresh_run_dir(config)
+        path = run.numbered_path(pathlib.Path("runs"), config)
         names.append(path.name)
         path.mkdir(parents=True)
     assert names == ["scratch-point-goal-0", "scratch-point-goal-0-2", "scratch-point-goal-0-3"]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import TextIO
 
 from jmeta.cli.errors import Stopped, UserError, reason
-from jmeta.cli.output import print_anything
+from jmeta.cli.output import discard_output, print_anything
 
 USAGE = """\
 usage: jmeta list
@@ -36,8 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the words after `jmeta`; by default those of the process.
 
     Returns:
-      The exit status: 0; 2 for something that the user can put right (one line on standard error); 130 or 143
-      if Ctrl-C or SIGTERM ended it; 1 if nobody reads the output any more.
+      The exit status: 0; 2 for something that the user can put right (one line on standard error); 129, 130
+      or 143 if SIGHUP, Ctrl-C or SIGTERM ended it; 1 if nobody reads the output any more.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     print_anything()
@@ -45,10 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _status(argv)
         sys.stdout.flush()  # now, since Python would only complain about a pipe that is closed
     except BrokenPipeError:  # as with `jmeta list | head -1`
-        _discard_output(sys.stdout, sys.stderr)
+        discard_output(sys.stdout, sys.stderr)
         return 1
     except OSError as error:  # as with `jmeta list > /dev/full`
-        _discard_output(sys.stdout)
+        discard_output(sys.stdout)
         return _fail(f"error: {reason(error)}", 2)
     return status
 
@@ -68,17 +66,12 @@ def _status(argv: list[str]) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print("jmeta:", " ".join(message.split()), file=sys.stderr)
+    """Says why in one line, if there is where to say it."""
+    try:
+        print("jmeta:", re.sub(r"\s*[\r\n]\s*", " ", message.strip()), file=sys.stderr, flush=True)
+    except OSError:
+        discard_output(sys.stderr)
     return status
-
-
-def _discard_output(*streams: TextIO) -> None:
-    """Points streams at nothing, so that flushing them at the end does not fail again."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        with contextlib.suppress(OSError, ValueError):  # a stream in memory has no number
-            os.dup2(nothing, stream.fileno())
-    os.close(nothing)
 
 
 # Modules are imported by the command that needs them, so that `jmeta --help` waits for none.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 import re
-import shlex
 import signal
+import sys
 from collections.abc import Callable
 from typing import Literal
 
@@ -17,12 +18,12 @@ from rich.console import Console
 
 from jmeta import training
 from jmeta.cli.errors import Stopped, memory_errors, user_errors
-from jmeta.cli.output import console
-from jmeta.cli.signals import StopRequests
+from jmeta.cli.output import console, discard_output, say, shell_word
+from jmeta.cli.signals import HANGUP, StopRequests
 from jmeta.cli.start import Processes, start_jax
 from jmeta.reporting.progress import ProgressReporter, warning
 from jmeta.runs.config import RunConfig, Training, build
-from jmeta.runs.files import local_path
+from jmeta.runs.files import RunInUseError, local_path
 from jmeta.runs.folder import Restored, RunFolder
 from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
 
@@ -59,6 +60,7 @@ class Request:
       processes: how many there are and how they meet.
       resumed: whether the run folder exists.
       source: where the parameters come from, if not from the algorithm.
+      numbered: whether the next number will do if another process takes the path first.
     """
 
     path: pathlib.Path
@@ -66,6 +68,7 @@ class Request:
     processes: Processes
     resumed: bool
     source: Source | None = None
+    numbered: bool = False
 
     def absolute(self) -> Request:
         """The same for a process in another folder."""
@@ -77,7 +80,6 @@ class Request:
 def train_run(request: Request) -> None:
     """Trains, shows the progress, and says how to go on if it ends early."""
     settings = request.config.training
-    path = shlex.quote(str(request.path))
     with contextlib.ExitStack() as held:
         with user_errors():
             family, algorithm = _build(request.config, request.processes)
@@ -93,25 +95,26 @@ def train_run(request: Request) -> None:
                 if request.source is not None:
                     state, notes = _initial_state(request.source, algorithm, settings.seed)
                     start = training.begin(algorithm, settings, state=state)
-                run = RunFolder.create(request.path, request.config, start)
+                run = _create(request, start)
                 held.enter_context(run.lock)
             if start is None:
                 start = training.begin(algorithm, settings, run=run)
+        path = shell_word(run.path)
         out = console(stderr=True, quiet=jax.process_index() > 0)
-        out.print(f"run folder: {run.path}", soft_wrap=True)
+        say(out, f"run folder: {run.path}")
         if notes or (request.resumed and done < settings.iterations):
             where = f"going on from iteration {done}" if request.resumed else "starting from another run"
-            out.print(where + (f": {'; '.join(notes)}" if notes else ""), soft_wrap=True)
+            say(out, where + (f": {'; '.join(notes)}" if notes else ""))
         if done == settings.iterations:
-            out.print(f"all {done} iterations are done; --iterations trains on", soft_wrap=True)
+            say(out, f"all {done} iterations are done; --iterations trains on")
             problem = None
         else:
             loop = functools.partial(training.train_from, start, algorithm, family, settings, run=run)
             problem = _watch(loop, settings, out, f"go on with: jmeta train --resume --run-dir {path}")
-        out.print(f"evaluate it with: jmeta evaluate {path}", soft_wrap=True)
+        say(out, f"evaluate it with: jmeta evaluate {path}")
         problem = warning(run.read_metrics(), settings.num_tasks) or problem
         if problem is not None:
-            out.print(f"warning: {problem}", soft_wrap=True)
+            say(out, f"warning: {problem}")
 
 
 def _watch(
@@ -127,13 +130,14 @@ def _watch(
     """
 
     def answer() -> None:
-        out.print(
-            "stopping after the iterations that are running; a second signal ends at once", soft_wrap=True
-        )
+        try:
+            say(out, "stopping after the iterations that are running; a second signal ends at once")
+        except OSError:  # the terminal was closed: what is printed from now on must not end the training
+            discard_output(sys.stdout, sys.stderr)
 
     def say_goodbye() -> None:
         out.show_cursor(True)
-        out.print(f"jmeta: ended at once; {hint}", soft_wrap=True)
+        say(out, f"jmeta: ended at once; {hint}")
 
     stop = StopRequests(answer, say_goodbye)
     report = ProgressReporter(out, settings.iterations, settings.num_tasks)
@@ -143,9 +147,28 @@ def _watch(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(hint) from None
     if int(end.meta.step) < settings.iterations:
-        word = "interrupted" if stop.signum == signal.SIGINT else "terminated"
-        raise Stopped(f"{word}; {hint}", stop.signum or signal.SIGTERM)
+        words = {signal.SIGINT: "interrupted", HANGUP: "hung up"}
+        raise Stopped(f"{words.get(stop.signum, 'terminated')}; {hint}", stop.signum or signal.SIGTERM)
     return report.warning and f"since the last report, {report.warning}"
+
+
+def numbered_path(parent: pathlib.Path, config: RunConfig) -> pathlib.Path:
+    """ALGORITHM-FAMILY-SEED in a folder, with a number if there is one already."""
+    name = f"{config.algorithm['name']}-{config.family['name']}-{config.training.seed}"
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(path for number in numbers if not (path := parent / (name + number)).exists())
+
+
+def _create(request: Request, start: training.TrainState | None) -> RunFolder:
+    """Makes the run folder."""
+    path = request.path
+    while True:
+        try:
+            return RunFolder.create(path, request.config, start)
+        except (FileExistsError, RunInUseError):
+            if not request.numbered or not path.exists():
+                raise
+            path = numbered_path(path.parent, request.config)
 
 
 def _build(config: RunConfig, processes: Processes) -> tuple[TaskFamily, MetaAlgorithm]:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a run is trained: the first lets it save, the second ends it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP while a run is trained: the first lets it save, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal was closed; not every system has it
+_SIGNALS = [signum for signum in (signal.SIGINT, signal.SIGTERM, HANGUP) if signum is not None]
 
 
 class StopRequests:
@@ -18,7 +19,8 @@ class StopRequests:
 
     Python runs handlers of signals between two lines of Python, and a compilation or a chunk of iterations
     is one line that takes minutes. So a thread reads the signals as they arrive: it can answer the first
-    one, and end the process at the second.
+    one, and end the process at the second. A terminal that is closed may say so twice, through its shell and
+    by itself, so a second SIGHUP ends nothing.
 
     Args:
       answer: called, from another thread, when the first signal arrives.
@@ -36,7 +38,10 @@ class StopRequests:
         return self.signum is not None
 
     def __enter__(self) -> StopRequests:
-        """Takes the signals over, except those that are ignored: a shell's background jobs ignore Ctrl-C."""
+        """Takes the signals over, except those that are ignored.
+
+        A shell's background jobs ignore Ctrl-C, and what `nohup` starts ignores SIGHUP.
+        """
         if threading.current_thread() is not threading.main_thread():
             return self
         self._reader, self._writer = socket.socketpair()
@@ -72,8 +77,11 @@ class StopRequests:
         asked = False
         while data := self._reader.recv(1):  # one byte a signal: its number
             if data[0] in self._previous:
-                if asked:
-                    self._before_exit()
-                    os._exit(128 + data[0])
+                if not asked:
+                    self._answer()
+                elif data[0] != HANGUP:
+                    try:
+                        self._before_exit()
+                    finally:
+                        os._exit(128 + data[0])
                 asked = True
-                self._answer()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 import re
 import typing
@@ -102,7 +101,7 @@ def _resumed_run(argv: list[str]) -> Request:
 
 
 def _new_run(argv: list[str]) -> Request:
-    from jmeta.cli.run import Request, Source
+    from jmeta.cli.run import Request, Source, numbered_path
     from jmeta.runs.files import local_path
     from jmeta.runs.folder import check_free
 
@@ -110,10 +109,11 @@ def _new_run(argv: list[str]) -> Request:
     if len(names) != 2:
         raise ValueError("give ALGORITHM and FAMILY first: jmeta train ALGORITHM FAMILY [flags]")
     config, flags = _configure_run(names[0], names[1], argv[2:])
-    path = _fresh_run_dir(config) if flags.run_dir is None else local_path(flags.run_dir)
+    numbered = flags.run_dir is None
+    path = local_path(flags.run_dir or numbered_path(pathlib.Path("runs"), config))
     check_free(path)
     source = None if flags.init_from is None else Source.parse(flags.init_from)
-    return Request(path, config, flags, resumed=False, source=source)
+    return Request(path, config, flags, resumed=False, source=source, numbered=numbered)
 
 
 def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunConfig, New]:
@@ -156,9 +156,3 @@ def _configure_run(algorithm: str, family: str, argv: list[str]) -> tuple[RunCon
         algorithm={"name": algorithm, **flags},
     )
     return config, options
-
-
-def _fresh_run_dir(config: RunConfig) -> pathlib.Path:
-    name = f"{config.algorithm['name']}-{config.family['name']}-{config.training.seed}"
-    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    return next(path for number in numbers if not (path := pathlib.Path("runs", name + number)).exists())

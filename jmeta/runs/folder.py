@@ -213,7 +213,8 @@ class RunFolder:
     def restore(self, which: int | Literal["last", "best"], like: PyTree) -> Restored:
         """Reads a checkpoint into a tree like `like`, bit for bit; nothing is changed.
 
-        The run may be in training at the same time: "last" is the newest checkpoint at the moment of reading.
+        The run may be in training at the same time: "last" is the newest checkpoint at the moment of reading,
+        "best" the best one then.
 
         Args:
           which: an iteration, "best", or "last": the newest one that is whole.
@@ -226,15 +227,8 @@ class RunFolder:
         if which == "last":
             return self._restore_last(like)
         if which == "best":
-            best = self.best_checkpoint()
-            if best is None:
-                raise ValueError(f"run folder {str(self.path)!r} has no best checkpoint: it {self._listed()}")
-            which = best.iteration
-        self._check_exists(which)
-        try:
-            return Restored(which, checkpoints.restore(self.path / "checkpoints", which, like), ())
-        except DamagedRunError as error:
-            raise DamagedRunError(f"{error}; run folder {str(self.path)!r} {self._listed()}") from error
+            return self._restore_best(like)
+        return self._restore_one(which, like)
 
     def resume(self, like: PyTree, checkpoint_every: int) -> Restored:
         """Reads the newest checkpoint from which the run can go on, and drops what was written after it.
@@ -307,6 +301,23 @@ class RunFolder:
                 f"run folder {str(self.path)!r} has no whole checkpoint: {'; '.join(notes)}"
             )
         raise ValueError(f"run folder {str(self.path)!r} has no checkpoint yet")
+
+    def _restore_best(self, like: PyTree) -> Restored:
+        while (best := self.best_checkpoint()) is not None:
+            try:
+                return self._restore_one(best.iteration, like)
+            except ValueError:
+                if self.best_checkpoint() == best:  # otherwise a better one has taken its place
+                    raise
+        raise ValueError(f"run folder {str(self.path)!r} has no best checkpoint: it {self._listed()}")
+
+    def _restore_one(self, iteration: int, like: PyTree) -> Restored:
+        self._check_exists(iteration)
+        try:
+            return Restored(iteration, checkpoints.restore(self.path / "checkpoints", iteration, like), ())
+        except DamagedRunError as error:
+            self._check_exists(iteration)  # it may have been removed because there are newer ones
+            raise DamagedRunError(f"{error}; run folder {str(self.path)!r} {self._listed()}") from error
 
     def _iterations(self) -> list[int]:
         try:

@@ -9,7 +9,18 @@ import jax
 from jmeta.compiled import once
 from jmeta.conformance import conform
 from jmeta.evaluation import evaluate
-from jmeta.types import MetaAlgorithm, Params, TaskFamily
+from jmeta.types import Key, MetaAlgorithm, Params, TaskFamily
+
+_APART = 2**31 - 2  # more than any number that training folds into a key, and not that of `jmeta evaluate`
+
+
+def key_while_training(seed: int) -> Key:
+    """The key of evaluations while a run of this seed trains.
+
+    With it no task and no episode is one of training, nor, so that the best checkpoint is not chosen on its
+    tasks, one of `evaluation.evaluation_key`.
+    """
+    return jax.random.fold_in(jax.random.key(seed), _APART)
 
 
 def evaluation_record(
@@ -32,8 +43,7 @@ def evaluation_record(
       decides which checkpoint is the best.
     """
     heldout = family.sample_heldout is not family.sample
-    # Neither the keys of training nor those of `jmeta evaluate`: the best is not chosen on its tasks.
-    key = jax.random.fold_in(jax.random.key(seed), 2**31 - 2)
+    key = key_while_training(seed)
 
     def count_steps() -> int:
         task = jax.eval_shape(conform(family).sample, key)

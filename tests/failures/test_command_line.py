@@ -13,10 +13,10 @@ import sys
 import jax
 import pytest
 
-from jmeta import cli
-from jmeta.cli import output
+from jmeta import cli, runtime
+from jmeta.cli import errors, output, run
 from jmeta.reporting.progress import ProgressReporter
-from jmeta.runs import RunFolder
+from jmeta.runs import RunFolder, files
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -47,6 +47,13 @@ class Stream(io.TextIOWrapper):
 
     def text(self):
         return self.buffer.getvalue().decode(self.encoding)
+
+
+class Full(io.StringIO):
+    """A stream on a device that is full."""
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -99,6 +106,21 @@ def test_a_full_output_is_one_line(words):
     assert done.stderr == f"jmeta: error: {os.strerror(errno.ENOSPC)}\n"
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_stream_swallows_everything(stream, monkeypatch, capsys):
+    monkeypatch.setattr(sys, stream, None)
+    assert cli.main(["--version"]) == 0
+    assert cli.main(["nonsense"]) == 2
+    getattr(sys, stream).close()
+    captured = capsys.readouterr()
+    assert bool(captured.out) == (stream == "stderr") and bool(captured.err) == (stream == "stdout")
+
+
+def test_an_error_that_cannot_be_told_keeps_its_status(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert cli.main(["nonsense"]) == 2
+
+
 # -- what the machine lacks ---------------------------------------------------------------------------
 
 
@@ -120,6 +142,30 @@ def test_a_backend_that_cannot_start_is_one_line(words, error, part, monkeypatch
     assert cli.main(words.split()) == 2
     line = one_line(capsys.readouterr())
     assert line.startswith("jmeta: error: JAX cannot start its devices: ") and part in line
+
+
+@pytest.mark.parametrize("root", ["", "relative/cache"])
+def test_without_a_home_folder_there_is_no_compilation_cache(root, empty_folder, monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setattr(pathlib.Path, "home", fail)
+    monkeypatch.setenv("XDG_CACHE_HOME", root)
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        runtime.configure()
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+    assert caplog.messages == ["no compilation cache: Could not determine home directory."]
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_the_cache_folder_may_be_in_the_home_folder(empty_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(empty_folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/cc")
+    assert runtime.cache_folder() == empty_folder / "cc" / "jmeta" / "xla"
 
 
 def test_without_a_gpu_cuda_is_refused_in_one_line(empty_folder):
@@ -158,13 +204,6 @@ def test_too_little_memory_is_one_line(error, four, monkeypatch, capsys):
 EVALUATE = ["evaluate", "four", "--tasks", "4", "--episodes", "2", "--steps", "1"]
 
 
-class Full(io.StringIO):
-    """A stream on a device that is full."""
-
-    def write(self, text):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def test_an_evaluation_is_written_although_its_table_cannot_be(four, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Full())
     assert cli.main(EVALUATE) == 2
@@ -183,7 +222,7 @@ def test_a_folder_in_the_way_of_one_file_is_named_and_the_other_is_written(four,
 # -- names of folders ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["s[ab]x", "a[/b]", "two  words", ":smile:", "it's"])
+@pytest.mark.parametrize("name", ["s[ab]x", "a[/b]", "two  words", "a\t b", ":smile:", "it's"])
 def test_hints_name_the_folder_as_the_shell_reads_it(name, capsys, empty_folder):
     path = empty_folder / name
     assert cli.main(["train", "maml", "point-goal", *TINY, "--iterations", "0", "--run-dir", str(path)]) == 0
@@ -196,6 +235,45 @@ def test_hints_name_the_folder_as_the_shell_reads_it(name, capsys, empty_folder)
         check=True,
     ).stdout
     assert echoed == str(path)
+
+
+def test_a_folder_may_look_like_a_flag(empty_folder, capsys):
+    assert cli.main(["train", "maml", "point-goal", *TINY, "--iterations", "0", "--run-dir=-x"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "evaluate it with: jmeta evaluate ./-x"
+
+
+@pytest.mark.parametrize("words", ["  two  words\tx ", "one\r\n  two\n\nthree"])
+def test_an_error_keeps_its_spaces_and_is_one_line(words, monkeypatch, capsys):
+    def fail(argv):
+        raise errors.UserError(f"{words!r} is not {words}.")
+
+    monkeypatch.setattr("jmeta.cli.listing.main", fail)
+    assert cli.main(["list"]) == 2
+    shown = words.replace("\r\n  ", " ").replace("\n\n", " ")
+    assert one_line(capsys.readouterr()) == f"jmeta: error: {words!r} is not {shown}."
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_of_two_trainings_that_start_at_once_one_takes_the_next_number(
+    finished, empty_folder, monkeypatch, capsys
+):
+    original, other = run._create, empty_folder / "runs" / "maml-point-goal-0"
+    lock = files.Lock(other / "lock")
+
+    def create(*arguments):
+        other.mkdir(parents=True)
+        if finished:
+            (other / "config.json").touch()
+        else:
+            lock.__enter__()
+        return original(*arguments)
+
+    monkeypatch.setattr(run, "_create", create)
+    assert train("--iterations", "0") == 0
+    assert "run folder: runs/maml-point-goal-0-2" in capsys.readouterr().err
+    assert {entry.name for entry in other.iterdir()} == {"config.json" if finished else "lock"}
+    if not finished:
+        lock.__exit__()
 
 
 # -- training on, and from another run ------------------------------------------------------------------
@@ -323,7 +401,11 @@ def test_a_count_beyond_those_of_jax_is_one_line(flag, four, capsys):
 
 @pytest.mark.parametrize(
     ("signum", "status", "word"),
-    [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")],
+    [
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGHUP, 129, "hung up"),
+    ],
 )
 def test_a_signal_saves_what_was_done(signum, status, word, trained, empty_folder, monkeypatch, capsys):
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs may ignore Ctrl-C
@@ -333,6 +415,8 @@ def test_a_signal_saves_what_was_done(signum, status, word, trained, empty_folde
         original(self, progress)
         if progress.iteration == 1:
             os.kill(os.getpid(), signum)
+            if signum == signal.SIGHUP:  # from the shell, and from the terminal
+                os.kill(os.getpid(), signum)
 
     flags = ("--iterations", "6", "--checkpoint-every", "6", "--run-dir", "six")
     with monkeypatch.context() as patch:
@@ -366,6 +450,27 @@ with StopRequests(say("asked"), say("ended")):
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=60)[0] == "ended\n"
     assert process.returncode == 143
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.usefixtures("capsys")
+def test_a_terminal_that_is_gone_keeps_nothing_from_being_saved(monkeypatch):
+    """Whatever is printed after the hang-up fails until the output is pointed at nothing."""
+    original = ProgressReporter.__call__
+
+    def hang_up(self, progress):
+        original(self, progress)
+        if progress.iteration == 1:
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, terminal.fileno())
+            os.close(full)
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    with open("terminal", "w", buffering=1) as terminal, monkeypatch.context() as patch:
+        patch.setattr(ProgressReporter, "__call__", hang_up)
+        patch.setattr(sys, "stderr", terminal)
+        assert train("--run-dir", "run", "--checkpoint-every", "4") == 129
+    assert RunFolder.open("run").latest_checkpoint() == 1
 
 
 # -- disks ----------------------------------------------------------------------------------------------

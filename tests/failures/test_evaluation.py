@@ -14,6 +14,7 @@ from jmeta import algorithms, cli, evaluation, parallel, policies, tasks, traini
 from jmeta.envs import probes
 from jmeta.runs import RunFolder
 from jmeta.runs.config import build
+from jmeta.training.evaluations import key_while_training
 from jmeta.types import TaskFamily
 from tests import small
 
@@ -238,10 +239,12 @@ def test_no_key_of_an_evaluation_is_one_of_training():
         training += [*jax.random.split(jax.random.fold_in(key_run, iteration))]
         training += [jax.random.fold_in(key_run, iteration)]
     training += [jax.random.fold_in(key, index) for key in training[:20] for index in range(20)]
-    evaluated = [evaluation.evaluation_key(3)]
-    evaluated += [*jax.random.split(evaluated[0])]
-    evaluated += [jax.random.fold_in(key, index) for key in evaluated[1:] for index in range(20)]
-    assert not {*map(data, training)} & {*map(data, evaluated)}
+    kinds = [{*map(data, training)}]
+    for evaluated in (evaluation.evaluation_key(3), key_while_training(3)):
+        halves = jax.random.split(evaluated)
+        inner = [jax.random.fold_in(key, index) for key in halves for index in range(20)]
+        kinds.append({*map(data, [evaluated, *halves, *inner])})
+    assert sum(map(len, kinds)) == len(set.union(*kinds))
     # It is not so by itself: without the offset the episodes would have the keys of the iterations.
     plain = [jax.random.fold_in(jax.random.split(jax.random.key(3))[1], index) for index in range(20)]
     assert {*map(data, training)} & {*map(data, plain)}

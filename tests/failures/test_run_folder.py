@@ -325,6 +325,32 @@ def test_a_run_is_evaluated_while_it_is_trained(run, monkeypatch):
     assert (iteration, notes) == (16, ()) and (tree["a"] == 16).all()
 
 
+def test_a_checkpoint_may_be_removed_before_it_is_read(run, monkeypatch):
+    """The best one because a better one was found, one that is asked for because there are newer ones."""
+
+    def save(*iterations):
+        for iteration in iterations:
+            run.save_checkpoint(iteration, {"a": jnp.full(3, float(iteration))})
+
+    save(1)
+    run.mark_best(1, 1.0)
+    save(2, 3, 4, 5)
+    read, moments = checkpoints.restore, iter([(6, 2.0), (7, 3.0)])
+
+    def restore(*arguments):
+        if moment := next(moments, None):
+            save(moment[0])
+            run.mark_best(*moment)
+            save(*range(10 * moment[0], 10 * moment[0] + 4))
+        return read(*arguments)
+
+    monkeypatch.setattr(checkpoints, "restore", restore)
+    assert run.restore("best", LIKE).iteration == 7
+    monkeypatch.setattr(checkpoints, "restore", lambda *arguments: save(80) or read(*arguments))
+    with pytest.raises(ValueError, match="has no checkpoint 71: it has checkpoints 7, 72, 73, 80"):
+        run.restore(71, LIKE)
+
+
 # -- the disk -----------------------------------------------------------------------------------------
 
 
