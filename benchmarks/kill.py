@@ -78,7 +78,9 @@ class Run:
         known = (self.path / "config.json").exists()
         words = ["train", "--resume"] if known else TRAIN
         command = [sys.executable, "-m", "jmeta", *words, "--run-dir", str(self.path)]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        # Coverage would write files of its own, for which a full disk has no room either.
+        environment = {name: value for name, value in os.environ.items() if "COV" not in name}
+        environment["PYTHONPATH"] = str(REPOSITORY)
 
         def restrict() -> None:
             if limit is not None:
