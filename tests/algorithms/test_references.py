@@ -19,7 +19,8 @@ def test_signatures_are_those_of_maml():
     }
     maml = parameters["maml"]
     meaningless = {"optimizer", "first_order", "differentiation", "outer_surrogate", "outer_epochs"}
-    assert list(parameters["pretrain"]) == list(maml)
+    undifferentiated = {"first_order", "differentiation"}
+    assert list(parameters["pretrain"]) == [name for name in maml if name not in undifferentiated]
     assert list(parameters["scratch"]) == [name for name in maml if name not in meaningless]
     for name in ("pretrain", "scratch"):
         assert all(parameter.default == maml[key].default for key, parameter in parameters[name].items())

@@ -287,7 +287,7 @@ def test_unknown_backend_is_named(name):
 def test_other_arguments_are_checked():
     with pytest.raises(ValueError, match="max_velocity must be positive and finite, got 0"):
         tasks.half_cheetah_velocity(max_velocity=0)
-    with pytest.raises(ValueError, match="log_scale_limit must be positive, got -1"):
+    with pytest.raises(ValueError, match="log_scale_limit must be positive and finite, got -1"):
         tasks.hopper_parameters(log_scale_limit=-1)
 
 
