@@ -227,8 +227,9 @@ def test_what_cannot_be_learned_from_is_refused(name, inner, message):
 
 @pytest.mark.parametrize("name", sorted({*algorithms.REGISTRY} - {"es-maml", "rl2", "scratch"}))
 def test_the_outer_optimiser_may_be_trpo(name):
+    epochs = {"outer_epochs": 1} if name == "promp" else {}
     algorithm = algorithms.REGISTRY[name](
-        small.family(), small.policy(), optimizer=optimizers.trpo(), num_episodes=3
+        small.family(), small.policy(), optimizer=optimizers.trpo(), num_episodes=3, **epochs
     )
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
     new, _ = jax.eval_shape(algorithm.update, state, small.sample_tasks(jax.random.key(1)), jax.random.key(2))
