@@ -82,13 +82,9 @@ class Run:
         environment = {name: value for name, value in os.environ.items() if "COV" not in name}
         environment["PYTHONPATH"] = str(REPOSITORY)
 
-        def restrict() -> None:
-            if limit is not None:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-
-        with subprocess.Popen(
-            command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=restrict
-        ) as process:
+        if limit is not None:  # by a shell: JAX warns of a fork in a process that it runs in
+            command = ["sh", "-c", f'ulimit -f {limit // 512} && exec "$@"', "sh", *command]
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
             try:
                 yield process
             finally:
