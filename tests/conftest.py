@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import itertools
 import os
 import pathlib
 
@@ -42,3 +43,18 @@ def memory_is_given_back():
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """Makes empty run folders, whose configuration nobody reads."""
+    from jmeta.runs import RunFolder, resolve
+
+    config = resolve(
+        algorithm={"name": "scratch"},
+        family={"name": "point-goal"},
+        policy={"name": "mlp"},
+        training={"iterations": 1, "num_tasks": 2},
+    )
+    names = itertools.count()
+    return lambda: RunFolder.create(tmp_path / str(next(names)), config)

@@ -1,7 +1,6 @@
 """The host loop: what it logs, saves, compiles, and that an interruption leaves no trace."""
 
 import gc
-import itertools
 import json
 import pathlib
 import resource
@@ -12,25 +11,12 @@ import numpy as np
 import pytest
 
 from jmeta import training
-from jmeta.runs import RunFolder, resolve
 from tests import small
 
 
 def train(iterations=8, **options):
     options = {"num_tasks": 4, "log_every": 2, "checkpoint_every": 4} | options
     return training.train(small.drifting(), small.NUMBERS, iterations=iterations, **options)
-
-
-@pytest.fixture
-def new_run(tmp_path):
-    config = resolve(
-        algorithm={"name": "scratch"},
-        family={"name": "point-goal"},
-        policy={"name": "mlp"},
-        training={"iterations": 1, "num_tasks": 2},
-    )
-    names = itertools.count()
-    return lambda: RunFolder.create(tmp_path / str(next(names)), config)
 
 
 def metrics_bytes(run):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jmeta import evaluation, training
-from jmeta.runs import RunFolder, Training, resolve
+from jmeta.runs import RunFolder, Training
 from tests import small
 
 ALGORITHM = small.drifting()  # one object: everything is compiled once
@@ -19,18 +19,6 @@ SIZES = {"num_tasks": 4, "log_every": 2, "checkpoint_every": 4}
 
 def train(iterations=8, **options):
     return training.train(ALGORITHM, small.NUMBERS, iterations=iterations, **(SIZES | options))
-
-
-@pytest.fixture
-def new_run(tmp_path):
-    config = resolve(
-        algorithm={"name": "scratch"},
-        family={"name": "point-goal"},
-        policy={"name": "mlp"},
-        training={"iterations": 1, "num_tasks": 2},
-    )
-    names = itertools.count()
-    return lambda: RunFolder.create(tmp_path / str(next(names)), config)
 
 
 def contents(run):
