@@ -225,6 +225,7 @@ def test_what_cannot_be_learned_from_is_refused(name, inner, message):
         algorithms.REGISTRY[name](family, policy, optimizer=optax.sgd(1.0), inner=inner)
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("name", sorted({*algorithms.REGISTRY} - {"es-maml", "rl2", "scratch"}))
 def test_the_outer_optimiser_may_be_trpo(name):
     epochs = {"outer_epochs": 1} if name == "promp" else {}

@@ -20,6 +20,7 @@ def few(examples):
     )
 
 
+@pytest.mark.unmeasured
 @few(25)
 @hypothesis.given(strategies.integers(0, 2**31))
 def test_a_random_configuration_can_be_traced_or_is_refused_by_name(seed):
@@ -28,6 +29,7 @@ def test_a_random_configuration_can_be_traced_or_is_refused_by_name(seed):
     assert outcome != "failed", f"{chosen}: {error}"
 
 
+@pytest.mark.unmeasured
 @few(3)
 @hypothesis.given(strategies.integers(0, 2**31))
 def test_a_random_configuration_trains_with_finite_metrics_or_is_refused_by_name(seed):

@@ -102,6 +102,7 @@ def test_every_row_has_the_same_budget():
         assert config.algorithm["inner_learning_rate"] == 0.1
 
 
+@pytest.mark.unmeasured
 def test_a_seed_is_trained_tuned_and_tested(monkeypatch):
     flags = learning.Flags(family="sparse-point-goal", tasks=2, validation_tasks=2, steps=1)
     config = learning.config_of("scratch", flags)

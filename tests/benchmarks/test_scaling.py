@@ -79,6 +79,7 @@ def test_the_work_of_point_goal():
     assert work == scaling.Work(per_task=0.25, depth=200, sums=17, bytes=4 * numbers, memory=0.5)
 
 
+@pytest.mark.unmeasured
 def test_several_seeds_are_measured_in_a_process_of_their_own():
     case = dataclasses.replace(BASE, sweep="seeds", tasks=2, seeds=3)
     found = common.in_own_process("benchmarks.scaling", case)

@@ -96,6 +96,7 @@ def test_another_file_is_not_written_over(monkeypatch, tmp_path, text, message):
         run(monkeypatch, "mdps", "--results", path)
 
 
+@pytest.mark.unmeasured
 def test_classical_figures_of_both_tables(monkeypatch):
     monkeypatch.setattr(tables, "TUNING_TASKS", 4)
     flags = tables.Flags("mdps", tasks=4)

@@ -65,6 +65,7 @@ def everything(name):
     return run
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("mode", STRICT)
 @pytest.mark.parametrize("name", [*CASES, "es-maml", "lstm", "mann", "snail", "transformer"])
 def test_nothing_is_promoted_silently(name, mode):
