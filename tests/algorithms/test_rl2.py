@@ -1,6 +1,7 @@
 """RL²: what a trial's advantages hold, the loss written out in full, and learning a bandit."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -218,7 +219,7 @@ def test_every_epoch_descends_the_clipped_loss(countdowns, unroll_length):
         value, gradient = value_and_grad(params, steps)
         expected.append(value)
         params = jax.tree.map(jnp.subtract, params, gradient)
-    state = algorithm.init(jax.random.key(0))._replace(params=countdowns.params)
+    state = jax.jit(algorithm.init)(jax.random.key(0))._replace(params=countdowns.params)
     new, metrics = update(state, VARIED, countdowns.key)
     np.testing.assert_allclose(metrics["loss"], expected[0], rtol=1e-5)
     assert_trees_close(new.params, params, rtol=1e-4, atol=1e-5)
@@ -275,7 +276,7 @@ def test_every_epoch_shuffles_the_trials_into_minibatches(countdowns):
 def test_adapting_is_playing_episodes():
     family = tasks.grid_goal(horizon=5)
     algorithm = rl2(family, policies.gru(family.env.spec, size=8), optimizer=adam())
-    params = algorithm.init(jax.random.key(0)).params
+    params = jax.jit(algorithm.init)(jax.random.key(0)).params
     task = family.sample(jax.random.key(1))
     adapted, info = jax.jit(lambda key: algorithm.adapt(params, task, key))(jax.random.key(2))
     assert info.returns.shape == (3,)  # of the family's four episodes, all but the last
@@ -288,18 +289,30 @@ def test_no_more_episodes_than_the_memory_holds():
     family = tasks.grid_goal(horizon=5)
     policy = policies.snail(family.env.spec, size=2, max_steps=20)
     algorithm = rl2(family, policy, optimizer=adam())
-    params, task = algorithm.init(jax.random.key(0)).params, family.sample(jax.random.key(1))
     assert (algorithm.trial_steps, algorithm.max_adapt_steps) == (3, 3)  # and one more to act
+    key = jax.random.key(0)
+    state, task = jax.eval_shape(algorithm.init, key), jax.eval_shape(family.sample, key)
     with pytest.raises(ValueError, match="num_steps must be at most 3, got 4"):
-        algorithm.adapt(params, task, jax.random.key(2), 4)
+        jax.eval_shape(functools.partial(algorithm.adapt, num_steps=4), state.params, task, key)
     unbounded = rl2(family, policies.gru(family.env.spec, size=2), optimizer=adam())
     assert (unbounded.trial_steps, unbounded.max_adapt_steps) == (3, None)
 
 
+@functools.cache
+def of_preset(family):
+    """The configuration for a family, and the family, whose check traces it several times."""
+    config = preset("rl2", family)
+    return config, build(config)[0]
+
+
+def build_with(family, policy):
+    config, made = of_preset(family)
+    return build(dataclasses.replace(config, policy={"name": policy}), made)[2]
+
+
 def trace_an_update(family, policy):
     """From the preset; traced, not run."""
-    config = preset("rl2", family)
-    made, _, algorithm = build(dataclasses.replace(config, policy={"name": policy}))
+    (config, made), algorithm = of_preset(family), build_with(family, policy)
 
     def one_update(key):
         state = algorithm.init(key)
@@ -311,6 +324,7 @@ def trace_an_update(family, policy):
     assert metrics["return_trial"].shape == ()
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("family", tasks.REGISTRY)
 def test_every_family_is_taken(family):
     trace_an_update(family, "gru")
@@ -319,13 +333,14 @@ def test_every_family_is_taken(family):
 MEMORIES = [name for name in policies.REGISTRY if name not in ("mlp", "tabular")]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("family", tasks.REGISTRY)
 def test_every_memory_holds_the_trials_of_a_preset(family):
-    config = preset("rl2", family)
     for policy in MEMORIES:
-        build(dataclasses.replace(config, policy={"name": policy}))  # else an error names the room
+        build_with(family, policy)  # else an error names the room
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("family", ["bandit", "sparse-point-goal"])  # discrete and continuous actions
 @pytest.mark.parametrize("policy", MEMORIES)
 def test_every_memory_is_taken(family, policy):
@@ -354,12 +369,12 @@ def test_one_device_equals_two_with_a_memory():
     family = tasks.grid_goal(horizon=4)
     policy = policies.gru(family.env.spec, size=4)
     algorithm = rl2(family, policy, optimizer=adam(), minibatches=2, unroll_length=8)
-    states = []
+    start, states = jax.device_get(jax.jit(algorithm.init)(jax.random.key(0))), []
     for devices in (1, 2):
         mesh = parallel.task_mesh(jax.devices()[:devices])
         with jax.set_mesh(mesh):
-            start = parallel.replicate(algorithm.init(jax.random.key(0)), mesh)
-            states.append(jax.jit(algorithm.update)(start, sampled(family, 8), jax.random.key(1))[0])
+            update = jax.jit(algorithm.update)
+            states.append(update(parallel.replicate(start, mesh), sampled(family, 8), jax.random.key(1))[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *states)
 
 
@@ -375,17 +390,16 @@ def test_policies_that_do_not_fit_are_refused():
 
 def test_one_trial_has_none_to_be_compared_with():
     family, algorithm = make(minibatches=1)
-    state = algorithm.init(jax.random.key(0))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
     with pytest.raises(ValueError, match="tasks must be at least 2, .* got 1"):
         jax.eval_shape(algorithm.update, state, sampled(family, 1), jax.random.key(1))
 
 
 def test_every_minibatch_needs_a_task():
     family, algorithm = make(minibatches=4)
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
     with pytest.raises(ValueError, match="tasks must be at least 4, .* the 4 minibatches needs one, got 3"):
-        jax.eval_shape(
-            algorithm.update, algorithm.init(jax.random.key(0)), sampled(family, 3), jax.random.key(1)
-        )
+        jax.eval_shape(algorithm.update, state, sampled(family, 3), jax.random.key(1))
 
 
 def test_minibatches_are_of_almost_equal_size():
