@@ -16,6 +16,7 @@ LAYERS = {
     "conformance": 1,
     "distributions": 1,
     "hyperparameters": 1,
+    "kernels": 1,
     "estimators": 1,
     "optimizers": 1,
     "parallel": 1,
@@ -43,6 +44,7 @@ ONLY_IMPORTER = {
     "brax": "jmeta.envs.brax",
     "gymnasium": "jmeta.adapters.gymnasium",
     "gymnax": "jmeta.adapters.gymnax",
+    "llvmlite": "jmeta.kernels.cpu",
     "ray": "jmeta.launcher",
 }
 

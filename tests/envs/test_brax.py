@@ -122,9 +122,14 @@ def test_a_step_leaves_its_argument_alone_and_does_not_recompile(cheetah):
     assert step._cache_size() == 1
 
 
-def test_mapped_steps_are_single_ones_with_the_batch_last(monkeypatch):
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """Brax as on a CPU for which there is no kernel."""
+    monkeypatch.setattr(brax, "one_kernel", lambda fn, otherwise=jax.jit: otherwise(fn))
+
+
+def test_mapped_steps_are_single_ones_with_the_batch_last(no_kernels):
     """In float64, so that nothing but rounding separates them."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with jax.enable_x64(True):
         env = brax.make("halfcheetah", backend="spring", horizon=10, reward=lambda state, action, task: task)
         tasks, key = jnp.array([1.0, -1.0]), jax.random.key(0)
@@ -142,8 +147,7 @@ def test_mapped_steps_are_single_ones_with_the_batch_last(monkeypatch):
 
 
 @pytest.mark.parametrize("robot", ["ant", "halfcheetah", "hopper", "humanoid", "walker2d"])
-def test_no_operation_of_a_robot_is_left_to_vmap(robot, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+def test_no_operation_of_a_robot_is_left_to_vmap(robot, no_kernels, monkeypatch):
     monkeypatch.delattr(batch_last, "_as_vmap")
     env = brax.make(robot, backend="spring", horizon=10, reward=lambda state, action, task: state.reward)
 
@@ -155,15 +159,15 @@ def test_no_operation_of_a_robot_is_left_to_vmap(robot, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("backend", "device", "expected"),
-    [("spring", "cpu", True), ("spring", "gpu", False), ("positional", "cpu", False)],
+    ("backend", "steps", "expected"),
+    [("spring", 2, [batch_last.batch_last]), ("positional", 2, []), ("generalized", 0, []), ("mjx", 0, [])],
 )
-def test_the_batch_is_last_where_that_is_faster(backend, device, expected, monkeypatch):
-    used = []
-    monkeypatch.setattr(brax, "batch_last", lambda fn: used.append(fn) or fn)
-    monkeypatch.setattr(jax, "default_backend", lambda: device)
+def test_which_physics_is_one_kernel_and_what_is_mapped_otherwise(backend, steps, expected, monkeypatch):
+    made = []
+    monkeypatch.setattr(brax, "one_kernel", lambda fn, **arguments: made.append(arguments) or fn)
     brax.make("halfcheetah", backend=backend, horizon=10, reward=lambda state, action, task: state.reward)
-    assert bool(used) is expected
+    assert len(made) == steps
+    assert [arguments["otherwise"] for arguments in made if "otherwise" in arguments] == expected
 
 
 @pytest.mark.parametrize("backend", ["spring", "positional"])
