@@ -3,15 +3,18 @@
 import contextlib
 import functools
 import inspect
+import json
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from jmeta import algorithms, parallel, policies, tasks, training
+from jmeta import algorithms, optimizers, parallel, policies, tasks, training
+from jmeta.cli import run
 from jmeta.envs import probes
+from jmeta.runs import config as configs
 from jmeta.types import MetaAlgorithm, MetaState, TaskFamily
 
 NUM_TASKS = 4
@@ -31,7 +34,8 @@ def policy():
 @functools.cache
 def algorithm(name):
     """Any algorithm of the registry, at its defaults but for the size."""
-    small = {"optimizer": optax.adam(0.01), "num_episodes": 3, "num_perturbations": 2, "minibatches": 2}
+    optimizer = optimizers.adam(learning_rate=0.01)
+    small = {"optimizer": optimizer, "num_episodes": 3, "num_perturbations": 2, "minibatches": 2}
     factory = algorithms.REGISTRY[name]
     known = inspect.signature(factory).parameters
     return factory(family(), policy(), **{k: v for k, v in small.items() if k in known})
@@ -119,6 +123,21 @@ def trained(name):
 def adapt(name):
     """The jitted `adapt` of an algorithm, its number of steps static."""
     return jax.jit(algorithm(name).adapt, static_argnums=3)
+
+
+@contextlib.contextmanager
+def compiled_once():
+    """Within it, commands with equal components get the same objects, whose programs are compiled already."""
+    build, known = configs.build, {}
+
+    def remembered(config):
+        parts = config.algorithm, config.family, config.policy, config.training.iterations
+        if (key := json.dumps(parts)) not in known:
+            known[key] = build(config)
+        return known[key]
+
+    with mock.patch.object(configs, "build", remembered), mock.patch.object(run, "build", remembered):
+        yield
 
 
 @contextlib.contextmanager

@@ -13,10 +13,12 @@ import pytest
 from jmeta import training
 from tests import small
 
+ALGORITHM = small.drifting()  # one object, whose programs are compiled once
 
-def train(iterations=8, **options):
+
+def train(iterations=8, *, algorithm=ALGORITHM, **options):
     options = {"num_tasks": 4, "log_every": 2, "checkpoint_every": 4} | options
-    return training.train(small.drifting(), small.NUMBERS, iterations=iterations, **options)
+    return training.train(algorithm, small.NUMBERS, iterations=iterations, **options)
 
 
 def metrics_bytes(run):
@@ -37,7 +39,11 @@ def test_a_run_compiles_once_with_a_shorter_last_chunk():
     seen = []
     with small.compilations() as compiled:
         train(
-            7, log_every=3, checkpoint_every=3, callback=lambda p: seen.append((p.iteration, len(compiled)))
+            7,
+            algorithm=small.drifting(),
+            log_every=3,
+            checkpoint_every=3,
+            callback=lambda p: seen.append((p.iteration, len(compiled))),
         )
     assert [iteration for iteration, _ in seen] == [1, 3, 6, 7]
     assert len({count for _, count in seen}) == 1  # nothing after the first chunk
@@ -104,9 +110,7 @@ def test_every_iteration_is_logged(straight):
     assert len({record["return_after"] for record in records}) == 8
     # return_before is that of the parameters before the update, so that it starts at the initial ones.
     key_init, _ = jax.random.split(jax.random.key(0))
-    np.testing.assert_allclose(
-        records[0]["return_before"], small.drifting().init(key_init).params.sum(), rtol=1e-6
-    )
+    np.testing.assert_allclose(records[0]["return_before"], ALGORITHM.init(key_init).params.sum(), rtol=1e-6)
 
 
 def test_tasks_are_fresh_in_every_iteration():
@@ -143,7 +147,7 @@ def test_no_iterations_give_the_initial_state(new_run):
     state = train(0, run=run, callback=seen.append)
     assert state.step == 0 and seen == [] and run.read_metrics() == []
     key_init, _ = jax.random.split(jax.random.key(0))
-    assert small.bits(state) == small.bits(jax.jit(small.drifting().init)(key_init))
+    assert small.bits(state) == small.bits(jax.jit(ALGORITHM.init)(key_init))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ import pytest
 
 from jmeta import algorithms, parallel, rollouts
 from jmeta.runs import checkpoints
-from tests import small
+from tests import memory, small
+
+pytestmark = pytest.mark.unmeasured
 
 
 def form(state):
@@ -21,7 +23,8 @@ def form(state):
 
 @pytest.fixture(scope="module", params=sorted(algorithms.REGISTRY))
 def name(request):
-    return request.param
+    yield request.param
+    memory.give_back()
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,11 @@ def test_the_docstring_says_what_it_is(name):
     assert re.search(r"arXiv|et al\.", doc), doc
 
 
-def test_metrics_are_finite_and_complete(trained):
-    assert {"return_before", "return_after", "env_steps", "tasks_lost"} <= trained.metrics.keys()
+def test_metrics_are_finite_and_complete(name, trained):
+    expected = {"return_before", "return_after", "env_steps", "tasks_lost"}
+    if name != "scratch":  # which has no optimizer
+        expected |= {"outer_learning_rate", "skipped"}
+    assert expected <= trained.metrics.keys()
     assert (trained.metrics["tasks_lost"] == 0).all()
     for key, values in trained.metrics.items():
         assert values.shape == (2,), key

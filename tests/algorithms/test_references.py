@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jmeta import algorithms, parallel
+from jmeta import algorithms, optimizers, parallel
 from tests import small
 
 TASK = small.sample_tasks(jax.random.key(3), 1)[0]
@@ -43,12 +43,11 @@ def test_equal_experience_per_update(name):
 
 def test_pretrain_trains_without_the_inner_loop():
     """Its update is that of MAML with no inner step and twice the episodes."""
-    plain = small.Chunks(
-        algorithms.maml(
-            small.family(), small.policy(), optimizer=optax.adam(0.01), num_inner_steps=0, num_episodes=6
-        ),
-        devices=2,
+    optimizer = optimizers.adam(learning_rate=0.01)
+    maml = algorithms.maml(
+        small.family(), small.policy(), optimizer=optimizer, num_inner_steps=0, num_episodes=6
     )
+    plain = small.Chunks(maml, devices=2)
     before, after = small.trained("pretrain").states[:2]
     assert small.bits(plain(plain.start(), 2)[0]) == small.bits(after)
     # Adam's first steps are as long as its learning rate.

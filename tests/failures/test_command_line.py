@@ -17,6 +17,7 @@ from jmeta import cli, runtime
 from jmeta.cli import errors, output, run
 from jmeta.reporting.progress import ProgressReporter
 from jmeta.runs import RunFolder, files
+from tests import small
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -24,6 +25,12 @@ TINY = [
     *("--iterations", "4", "--tasks", "4", "--log-every", "2", "--checkpoint-every", "2"),
     *("--num-episodes", "2", "--outer-epochs", "1", "--family.horizon", "5", "--policy.hidden", "4"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with small.compiled_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

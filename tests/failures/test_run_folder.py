@@ -21,6 +21,7 @@ import pytest
 from benchmarks import fuzz_runs
 from jmeta.runs import RunFolder, checkpoints, files
 from jmeta.runs.checkpoints import DamagedRunError
+from tests import small
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 LIKE = {"a": jnp.zeros(3)}
@@ -28,7 +29,7 @@ LIKE = {"a": jnp.zeros(3)}
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once():
-    with fuzz_runs.compiled_once():
+    with small.compiled_once():
         yield
 
 
