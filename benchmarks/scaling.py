@@ -134,7 +134,7 @@ def measure(case: Case) -> Row:
         (min(found.seconds), max(found.seconds)),
         float(np.sum(found.result[1]["env_steps"])),
         found.memory.temp_size_in_bytes / 2**20,
-        parallel.tasks_per_block(case.episodes) or case.tasks,
+        parallel.block_size(parallel.tasks_per_block(case.episodes)) or case.tasks,
         common.peak_memory(),
         found.compile_seconds,
     )

@@ -22,6 +22,8 @@ from jmeta.checks import at_least
 from jmeta.types import Array, Key, Params, PyTree
 
 AXIS = "tasks"
+# The largest number of tasks that a device runs side by side, or what gives it; None means all of its tasks.
+Block = int | Callable[[], int | None] | None
 _CPU_BLOCK_EPISODES = 64  # environments that stay in a core's cache while they step side by side
 
 
@@ -73,15 +75,18 @@ def num_devices() -> int:
     return 1 if mesh.empty else mesh.shape[AXIS]
 
 
-def tasks_per_block(num_episodes: int, chosen: int | None = None) -> int | None:
+def platform() -> str:
+    """The platform of the devices of the mesh that is set, or else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def tasks_per_block(num_episodes: int, chosen: int | None = None) -> Block:
     """The block that was chosen, or else on a CPU as many tasks as keep 64 episodes in cache.
 
     Args:
       num_episodes: episodes that one task steps side by side.
-      chosen: tasks; None chooses by platform.
-
-    Returns:
-      Tasks that a device runs side by side; None means all of its tasks.
+      chosen: tasks; None chooses by platform, when a program is traced.
 
     Raises:
       ValueError: if the chosen block is not positive.
@@ -89,7 +94,12 @@ def tasks_per_block(num_episodes: int, chosen: int | None = None) -> int | None:
     if chosen is not None:
         at_least(1, tasks_per_block=chosen)
         return chosen
-    return max(1, _CPU_BLOCK_EPISODES // num_episodes) if jax.default_backend() == "cpu" else None
+    return lambda: max(1, _CPU_BLOCK_EPISODES // num_episodes) if platform() == "cpu" else None
+
+
+def block_size(block: Block) -> int | None:
+    """Tasks that a device runs side by side; None means all of its tasks."""
+    return block() if callable(block) else block
 
 
 def task_keys(key: Key, num_tasks: int) -> Key:
@@ -97,9 +107,7 @@ def task_keys(key: Key, num_tasks: int) -> Key:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_tasks))
 
 
-def map_tasks(
-    fn: Callable[..., PyTree], params: Params, *per_task: PyTree, block: int | None = None
-) -> PyTree:
+def map_tasks(fn: Callable[..., PyTree], params: Params, *per_task: PyTree, block: Block = None) -> PyTree:
     """`fn(params, *one_task)` for every task.
 
     Args:
@@ -128,7 +136,7 @@ def mean_over_tasks(
     params: Params,
     *per_task: PyTree,
     weight: Array | None = None,
-    block: int | None = None,
+    block: Block = None,
 ) -> PyTree:
     """Mean over the tasks of `fn(params, *one_task)`, accumulated block by block.
 
@@ -159,7 +167,7 @@ def mean_over_finite_tasks(
     params: Params,
     *per_task: PyTree,
     weight: Array | None = None,
-    block: int | None = None,
+    block: Block = None,
 ) -> tuple[PyTree, Array]:
     """As `mean_over_tasks`, leaving out every task whose result is not finite.
 
@@ -192,7 +200,7 @@ def value_and_grad_over_tasks(
     params: Params,
     *per_task: PyTree,
     weight: Array | None = None,
-    block: int | None = None,
+    block: Block = None,
 ) -> tuple[tuple[Array, PyTree], Params]:
     """Mean over the tasks of `loss(params, *one_task)`, and its gradient.
 
@@ -241,7 +249,7 @@ def _mean(
     params: Params,
     per_task: tuple[PyTree, ...],
     weight: Array | None,
-    block: int | None,
+    block: Block,
 ) -> PyTree:
     """`block_sum(params, weights, one_block, size)` over all blocks and devices, divided by the weights."""
     layout, devices = _layout(per_task, block), num_devices()
@@ -307,13 +315,13 @@ class _Layout(NamedTuple):
         return jax.tree.map(lambda x: x.reshape(x.shape[0] // self.size, self.size, *x.shape[1:]), per_task)
 
 
-def _layout(per_task: PyTree, block: int | None) -> _Layout:
+def _layout(per_task: PyTree, block: Block) -> _Layout:
     """Blocks of equal size, at most `block`, because one of another size would be compiled apart."""
     num_tasks = jax.tree.leaves(per_task)[0].shape[0]
     at_least(1, tasks=num_tasks)
     devices = num_devices()
     share = math.ceil(num_tasks / devices)
-    num_blocks = math.ceil(share / (share if block is None else min(block, share)))
+    num_blocks = math.ceil(share / min(block_size(block) or share, share))
     size = math.ceil(share / num_blocks)
     return _Layout(num_tasks, devices * num_blocks * size, size)
 

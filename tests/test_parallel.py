@@ -205,9 +205,17 @@ def test_replicate_places_a_tree_as_a_sharded_program_returns_it(keys):
 
 @pytest.mark.parametrize(("num_episodes", "tasks"), [(1, 64), (20, 3), (64, 1), (1000, 1)])
 def test_a_block_on_a_cpu_steps_about_64_episodes(num_episodes, tasks):
-    if jax.default_backend() != "cpu":
-        pytest.skip("the rule of the CPU")
-    assert parallel.tasks_per_block(num_episodes) == tasks
+    with jax.set_mesh(parallel.task_mesh(jax.devices("cpu"))):
+        assert parallel.block_size(parallel.tasks_per_block(num_episodes)) == tasks
+
+
+def test_on_other_platforms_all_tasks_are_one_block():
+    devices = jax.sharding.AbstractDevice(device_kind="TPU v5 lite", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((4,), (parallel.AXIS,), abstract_device=devices)
+    block = parallel.tasks_per_block(20)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert parallel.block_size(block) is None
+        assert parallel.block_size(parallel.tasks_per_block(20, chosen=3)) == 3
 
 
 def test_task_mesh_takes_all_devices_by_default():

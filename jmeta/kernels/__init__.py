@@ -2,7 +2,8 @@
 
 Robots are independent. So a whole step of the physics can be a single kernel in which every lane of a vector
 simulates a robot of its own, and everything stays in registers: `program.py` expands the function into scalar
-operations, `graph.py` simplifies them, and `cpu.py` (with `llvm.py`) compiles them for a CPU.
+operations, `graph.py` simplifies them, `cpu.py` (with `llvm.py`) compiles them for a CPU, and `xla.py` hands
+them to XLA for a GPU or a TPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
 
-from jmeta.kernels import cpu
+from jmeta.kernels import cpu, xla
 from jmeta.kernels.graph import Unsupported
 from jmeta.kernels.program import Program
 from jmeta.kernels.randomness import split_off_randomness
@@ -33,8 +34,9 @@ def one_kernel(
     *,
     otherwise: Callable[[Callable[..., PyTree]], Callable[..., PyTree]] = jax.jit,
 ) -> Callable[..., PyTree]:
-    """`fn`, which one kernel computes for a whole batch where it is compiled for a CPU.
+    """`fn`, which one kernel computes for a whole batch.
 
+    On a GPU it is a few dozen kernels, which is a fraction of what XLA makes of `fn`.
     Under `jax.vmap`, however often, the examples of all maps are one batch, and arguments that they share are
     copied. The results are those of `fn` up to rounding; a result that is not finite is so here, too. Random
     numbers are drawn as by `fn`, outside the kernel. Its derivative is the plain function's. Which kernel is
@@ -88,21 +90,29 @@ class _Step:
         self.otherwise = otherwise(self.plain)
 
     @functools.cached_property
+    def scalars(self) -> Program | None:
+        """The program as scalar operations, or None if it has one that is not known."""
+        try:
+            program = Program(self.program)
+        except Unsupported as error:
+            _log.info("no kernel for this function, which has %s", error)
+            return None
+        _log.info("one kernel of %d operations", program.count())
+        return program
+
+    @functools.cached_property
     def cpu_target(self) -> str | None:
         """The name under which XLA knows the kernel for a CPU, or None if there is none."""
         if reason := cpu.why_not():
             _log.warning("physics runs without a kernel, several times slower: %s", reason)
             return None
+        if self.scalars is None:
+            return None
         try:
-            program = Program(self.program)
-            target = cpu.register(program)
+            return cpu.register(self.scalars)
         except Unsupported as error:
             _log.info("no kernel for this function, which has %s", error)
             return None
-        _log.info(
-            "one kernel of %d operations, for %d examples at a time", program.count(), cpu.lanes(program)
-        )
-        return target
 
 
 _step_p = Primitive("step")
@@ -136,19 +146,41 @@ def _batch(leaves: Sequence[Array], dims: Sequence[Any], *, step: _Step, axes: i
     return results, [0] * len(results)
 
 
-def _lower(context: Any, *leaves: Any, step: _Step, axes: int) -> Any:
-    return mlir.lower_fun(_mapped(step.plain, axes), multiple_results=True)(context, *leaves)
+def _lower_as(choose: Callable[[_Step, int, Any], Callable[..., Sequence[Array]]]) -> Callable[..., Any]:
+    """A rule of a platform: `choose(step, axes, context)` gives the function that XLA compiles."""
+
+    def lower(context: Any, *leaves: Any, step: _Step, axes: int) -> Any:
+        fn = choose(step, axes, context)
+        return mlir.lower_fun(lambda *arrays: list(fn(*arrays)), multiple_results=True)(context, *leaves)
+
+    return lower
 
 
-def _lower_on_cpu(context: Any, *leaves: Any, step: _Step, axes: int) -> Any:
+def _plain(step: _Step, axes: int, context: Any) -> Callable[..., Sequence[Array]]:
+    return _mapped(step.plain, axes)
+
+
+def _on_cpu(step: _Step, axes: int, context: Any) -> Callable[..., Sequence[Array]]:
     if step.cpu_target is None:
-        fn = _mapped(step.otherwise, axes)
-    else:
-        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in context.avals_out]
-        fn = jax.ffi.ffi_call(step.cpu_target, shapes)
-    return mlir.lower_fun(lambda *arrays: list(fn(*arrays)), multiple_results=True)(context, *leaves)
+        return _mapped(step.otherwise, axes)
+    shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in context.avals_out]
+    return jax.ffi.ffi_call(step.cpu_target, shapes)
+
+
+def _on_gpu(step: _Step, axes: int, context: Any) -> Callable[..., Sequence[Array]]:
+    if step.scalars is None:
+        return _plain(step, axes, context)
+    return functools.partial(xla.batched, step.scalars, axes)
+
+
+def _on_tpu(step: _Step, axes: int, context: Any) -> Callable[..., Sequence[Array]]:
+    double = any(aval.dtype.itemsize == 8 for aval in (*context.avals_in, *context.avals_out))
+    if double or step.scalars is None:
+        return _plain(step, axes, context)
+    return functools.partial(xla.in_one_tpu_kernel, step.scalars, axes)
 
 
 batching.primitive_batchers[_step_p] = _batch
-mlir.register_lowering(_step_p, _lower)
-mlir.register_lowering(_step_p, _lower_on_cpu, platform="cpu")
+mlir.register_lowering(_step_p, _lower_as(_plain))
+for _platform, _choose in {"cpu": _on_cpu, "cuda": _on_gpu, "rocm": _on_gpu, "tpu": _on_tpu}.items():
+    mlir.register_lowering(_step_p, _lower_as(_choose), platform=_platform)

@@ -45,6 +45,7 @@ _METADATA = 1
 _INVALID_ARGUMENT = 3
 
 _engines: list[Any] = []  # what was compiled stays for as long as the process
+_registered: set[str] = set()
 
 
 @functools.cache
@@ -57,6 +58,7 @@ def why_not() -> str | None:
 
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
+        llvm.get_host_cpu_features()
         for name in LIBRARY:
             for symbol in (name, f"{name}f"):
                 address = ctypes.cast(getattr(ctypes.CDLL(None), symbol), ctypes.c_void_p).value
@@ -84,7 +86,7 @@ def register(program: Program) -> str:
       batch.
 
     Raises:
-      Unsupported: if an operation is not known for its type.
+      Unsupported: if an operation is not known for its type, or LLVM can't compile it.
     """
     import llvmlite.binding as llvm
 
@@ -92,28 +94,29 @@ def register(program: Program) -> str:
         raise Unsupported(reason)
     block = Block(program, lanes(program))
     ir = block.ir() + _handler(program, block)
-    features = llvm.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-    cpu = llvm.get_host_cpu_name()
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        features["prefer-256-bit"] = False  # the default of some processors, which would halve every vector
+    cpu, features = llvm.get_host_cpu_name(), features.flatten()
     key = hashlib.sha256("\n".join([ir, cpu, features, str(llvm.llvm_version_info)]).encode()).hexdigest()
     name = f"jmeta_{key[:16]}"
     if name in _registered:
         return name
-    target = llvm.Target.from_default_triple().create_target_machine(
-        cpu=cpu, features=features, opt=1
-    )  # as fast as 2, and compiled in half the time
-    code = _cached(key, lambda: _compile(ir, target))
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
+    # As fast as 2, and compiled in half the time.
+    target = llvm.Target.from_default_triple().create_target_machine(cpu=cpu, features=features, opt=1)
+    try:
+        code = _cached(key, lambda: _compile(ir, target))
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+        engine.finalize_object()
+    except RuntimeError as error:
+        raise Unsupported(f"something that LLVM can't compile ({error})") from error
     address = engine.get_function_address("handler")
     _engines.append(engine)
     jax.devices("cpu")  # a bad handler would break the start of the backend
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(ctypes.c_void_p(address)), platform="cpu")
     _registered.add(name)
     return name
-
-
-_registered: set[str] = set()
 
 
 def _compile(ir: str, target: Any) -> bytes:

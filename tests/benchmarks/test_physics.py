@@ -10,8 +10,9 @@ from jmeta.envs import brax
 
 def test_speed_and_agreement(tmp_path, monkeypatch, capsys):
     file = tmp_path / "physics.json"
-    flags = "--robots hopper --sizes 3 --steps 2 --repeats 1 --episodes 9 --horizon 2 --json".split()
-    monkeypatch.setattr("sys.argv", ["physics", *flags, str(file)])
+    numbers = {"sizes": 3, "steps": 2, "repeats": 1, "episodes": 9, "horizon": 2}
+    flags = [text for name, number in numbers.items() for text in (f"--{name}", str(number))]
+    monkeypatch.setattr("sys.argv", ["physics", "--robots", "hopper", *flags, "--json", str(file)])
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
     before = brax.one_kernel
     physics.main()

@@ -117,7 +117,13 @@ def test_which_path_follows_the_platform_that_is_compiled_for():
     x = jnp.ones((5, 3))
     mapped = jax.vmap(one_kernel(product))
     assert kernels_in(mapped, x) == 1
-    assert kernels_in(mapped, x, platform="tpu") == kernels_in(mapped, x, platform="cuda") == 0
+    traced = jax.jit(mapped).trace(x)
+    on_tpu = traced.lower(lowering_platforms=("tpu",)).as_text()
+    on_gpu = traced.lower(lowering_platforms=("cuda",)).as_text()
+    elsewhere = traced.lower(lowering_platforms=("METAL",)).as_text()
+    assert on_tpu.count("@tpu_custom_call") == 1
+    assert not any("@jmeta_" in text or "dot_general" in text for text in (on_tpu, on_gpu))
+    assert "dot_general" in elsewhere
 
 
 NUMBERS = [0.0, -0.0, 1.0, -1.0, 1e-30, 1e37, np.inf, -np.inf, np.nan]
@@ -230,6 +236,19 @@ def test_a_kernel_is_kept_on_disk_and_compiled_anew_if_the_file_is_damaged(tmp_p
         assert len(calls) == 5
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@needs_kernel
+def test_what_llvm_cannot_compile_is_mapped_otherwise(caplog, monkeypatch):
+    def fail(ir, target):
+        raise RuntimeError("no such register")
+
+    monkeypatch.setattr(cpu, "_compile", fail)
+    monkeypatch.setattr(cpu, "_cached", lambda key, make: make())
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    with caplog.at_level(logging.INFO, "jmeta.kernels"):
+        assert_same(jax.vmap(one_kernel(lambda x: x * 37.125))(x), x * 37.125)
+    assert "LLVM can't compile (no such register)" in caplog.text
 
 
 @needs_kernel

@@ -58,7 +58,7 @@ class Parts(NamedTuple):
     differentiable: bool  # whether inner steps have derivatives where a gradient is 0
     num_inner_steps: int
     outer_epochs: int
-    block: int | None  # tasks side by side on a device
+    block: parallel.Block  # tasks side by side on a device
 
 
 # Adapted parameters, those before each inner step [K, ...], data, what `prepare` made of it -> loss [].
