@@ -66,6 +66,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("make", [maml, rl2])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_an_environment_of_any_types_is_trained_on(make, kind):
@@ -278,6 +279,7 @@ def test_families_promote_no_type_and_no_rank(strict, name):
     conform(envs.hold_reset(jmeta_tasks.REGISTRY[name]()))
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("action", [Continuous(2), Discrete(3)], ids=["continuous", "discrete"])
 @pytest.mark.parametrize("name", policies.REGISTRY)
 def test_policies_promote_no_type_and_no_rank(strict, name, action):

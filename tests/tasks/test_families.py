@@ -34,7 +34,7 @@ CASES = [
     pytest.param(("humanoid-direction", None), marks=slow),
     pytest.param(("walker2d-parameters", None), marks=slow),
     *(  # a robot that moves freely, and one in the plane whose task is in the physics
-        pytest.param((name, backend), marks=slow)
+        pytest.param((name, backend), marks=(slow, pytest.mark.unmeasured))
         for name in ("ant-direction", "hopper-parameters")
         for backend in ("generalized", "positional", "mjx")
     ),
