@@ -136,6 +136,7 @@ FUNCTIONS = {
     "scan": scanned,
     "loop": looped,
     "nested loops": nested,
+    "loop of an even length": lambda x: jax.lax.fori_loop(0, 4, lambda _, y: jnp.sin(y) + x[0], x),
     "own derivatives": lambda x: (jax.nn.relu(x), jnp.linalg.norm(x, axis=0)),
     "finite": lambda x: jnp.isfinite(x / (x > 0)),
     "constant": lambda x: (jnp.asarray(matrix()), jnp.arange(3), 1.5 * x[0], jax.lax.iota(int, 4)),
