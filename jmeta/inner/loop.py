@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -25,6 +26,8 @@ class Learner(NamedTuple):
       loss: (params, batch) -> [] what the outer loop minimises, on episodes of the adapted policy.
       report: (batch) -> metrics [] of one task's episodes after adaptation.
       conservative: whether `gradient` is the gradient of a scalar, so that its Jacobian is symmetric.
+      max_kl: nats a step by which an update of several epochs may move adapted policies. Further away, their
+        old episodes say nothing of them.
     """
 
     collect: Callable[[Adapted, Task, Key], PyTree]
@@ -32,6 +35,7 @@ class Learner(NamedTuple):
     loss: Callable[[Params, PyTree], Array]
     report: Callable[[PyTree], Metrics] = lambda batch: {}
     conservative: bool = True
+    max_kl: float = math.inf
 
 
 def inner_loop(

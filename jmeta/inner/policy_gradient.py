@@ -35,6 +35,10 @@ Loss = Callable[
 ]  # the policy's output [N, T, ...] on the batch, batch
 BASELINES = ("linear", "value", "none")
 _VALUE_COEFFICIENT = 0.5
+# Updates that learn stay below 0.1. Where one of many epochs leaves the region that the old episodes
+# describe, the gradient of the inner steps that are repeated on them explodes, and 16 to 250 were seen: one
+# such update loses all that was learned.
+_MAX_KL = 1.0
 
 
 class PolicyGradient(NamedTuple):
@@ -264,7 +268,7 @@ def learner(
             return {}
         return {"explained_variance": explained_variance(batch, discount)}
 
-    return Learner(source.collect, gradient, on(outer_loss), report)
+    return Learner(source.collect, gradient, on(outer_loss), report, max_kl=_MAX_KL)
 
 
 def explained_variance(batch: PolicyGradientBatch, discount: float | Array) -> Array:

@@ -254,6 +254,21 @@ def test_a_non_finite_update_is_skipped_and_counted():
     assert small.bits(after.params.policy) != small.bits(skipped.params.policy)
 
 
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_an_update_of_several_epochs_that_goes_too_far_is_taken_back_and_counted(epochs):
+    family, policy = small.family(), small.policy()
+    algorithm = maml(family, policy, optimizer=adam(learning_rate=3.0), num_episodes=3, outer_epochs=epochs)
+    before = algorithm.init(jax.random.key(1))
+    after, metrics = jax.jit(algorithm.update)(
+        before, small.sample_tasks(jax.random.key(0)), jax.random.key(2)
+    )
+    too_far = epochs > 1  # one epoch is of the episodes' own policies, and TRPO has a bound of its own
+    assert metrics["kl"] > 1 and metrics["skipped"] == after.opt_state.skipped == too_far
+    assert (small.bits(after.params) == small.bits(before.params)) == too_far
+    assert (small.bits(after.opt_state.inner) == small.bits(before.opt_state.inner)) == too_far
+    assert after.step == 1
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [

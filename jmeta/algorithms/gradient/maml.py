@@ -22,7 +22,7 @@ def maml(family: TaskFamily, policy: Policy, **others: Any) -> MetaAlgorithm:
 
     Returns:
       The algorithm. Metrics beside the standard ones: `loss`, `gradient_norm`, `kl` (old to new adapted
-      policies, after the update) and `skipped` (non-finite updates so far).
+      policies, after the update) and `skipped` (updates so far that were not finite, or were taken back).
 
     Raises:
       ValueError: an argument is out of its range.

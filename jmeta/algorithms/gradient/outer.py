@@ -308,9 +308,10 @@ def algorithm(
 
     Returns:
       The algorithm. Metrics in addition to the standard ones: `loss`, `gradient_norm`, `kl` (old to new
-      adapted policies, after the update), `skipped` (updates so far that were not finite) and those of
-      `report`. A task is lost, and left out of everything, if its episodes, its adapted parameters or its
-      gradient are not finite; if all are, the update is skipped.
+      adapted policies, after the update), `skipped` (updates so far that were not finite, or of
+      several epochs and taken back because `kl` was above `Learner.max_kl`) and those of `report`. A task is
+      lost, and left out of everything, if its episodes, its adapted parameters or its gradient are not
+      finite; if all are, the update is skipped.
     """
     policy, inner, optimizer = parts.policy, parts.inner, parts.optimizer
     if not parts.differentiable and (gradient is None or parts.needs_divergence):
@@ -375,6 +376,12 @@ def algorithm(
             epoch, (state.params, state.opt_state), length=parts.outer_epochs
         )
         (_, kl), lost_after = mean(loss_and_kl, params, collected, extra)
+        if parts.outer_epochs > 1:
+            taken_back = (batch.kept.sum() > 0) & ~(kl <= parts.learner.max_kl)
+            before = state.params, state.opt_state._replace(skipped=state.opt_state.skipped + 1)
+            params, opt_state = jax.tree.map(
+                lambda old, new: jnp.where(taken_back, old, new), before, (params, opt_state)
+            )
         # A step that is far too large can leave finite parameters whose policies are not finite.
         tasks_lost = jnp.maximum(metrics["tasks_lost"].max(), lost_after)
         first = {name: values[0] for name, values in metrics.items()}
