@@ -53,6 +53,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "es-maml",
         "cavia",
         "anil",
+        "oracle",
         "pretrain",
         "scratch",
     )

@@ -72,7 +72,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
     },
 }
 # They adapt a part of a network, take a symmetric Hessian, or learn more than the table.
-_NEED_A_NETWORK = ("anil", "cavia", "imaml", "meta-sgd")
+_NEED_A_NETWORK = ("anil", "cavia", "imaml", "meta-sgd", "oracle")
 # For algorithms whose policy has a memory: trials in place of episodes.
 _MEMORY: dict[str, Any] = {
     "algorithm": {
@@ -150,6 +150,8 @@ def preset(
     trials = TRIALS.get(family, {}) if "unroll_length" in known else {}
     layers = (meta_trained, FAMILIES.get(family, {}), learner, ALGORITHMS.get(algorithm, {}), trials, names)
     merged = _merge(_DEFAULTS, *layers)
+    if algorithm == "oracle":
+        merged["policy"]["context_size"] = _task_size(family)
     if optimizer is not None and optimizer != merged["algorithm"].get("optimizer", {}).get("name"):
         factory("optimizer", optimizer)
         merged["algorithm"] |= {"optimizer": {"name": optimizer}, **OPTIMIZERS.get(optimizer, {})}
@@ -160,6 +162,14 @@ def preset(
         arguments = hyperparameters(factory(kind, merged[kind]["name"]))
         merged[kind] = {name: merged[kind][name] for name in merged[kind] if name in (*arguments, "name")}
     return resolve(**merged)
+
+
+def _task_size(family: str) -> int:
+    """How many numbers a task has."""
+    import jax
+
+    task = jax.eval_shape(factory("family", family)().sample, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(task))
 
 
 def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from jmeta.algorithms.gradient.imaml import imaml
 from jmeta.algorithms.gradient.maml import maml
 from jmeta.algorithms.gradient.meta_gradient import meta_gradient
 from jmeta.algorithms.gradient.meta_sgd import meta_sgd
+from jmeta.algorithms.gradient.oracle import oracle
 from jmeta.algorithms.gradient.pretrain import pretrain
 from jmeta.algorithms.gradient.promp import promp
 from jmeta.algorithms.gradient.reptile import reptile
@@ -28,6 +29,7 @@ REGISTRY: dict[str, Callable[..., MetaAlgorithm]] = {
     "maml": maml,
     "meta-gradient": meta_gradient,
     "meta-sgd": meta_sgd,
+    "oracle": oracle,
     "pretrain": pretrain,
     "promp": promp,
     "reptile": reptile,
@@ -46,6 +48,7 @@ __all__ = [
     "maml",
     "meta_gradient",
     "meta_sgd",
+    "oracle",
     "pretrain",
     "promp",
     "reptile",
