@@ -37,6 +37,20 @@ def at_least(minimum: int, **counts: Any) -> None:
             raise ValueError(f"{name} must be at most {_LARGEST_COUNT}, got {value}")
 
 
+def sizes(**values: Any) -> tuple[int, ...]:
+    """The one value as a tuple; ValueError for anything but a row of integers of at least 1."""
+    ((name, value),) = values.items()
+    try:
+        row = None if isinstance(value, str) else tuple(value)
+    except TypeError:
+        row = None
+    if row is None:
+        raise ValueError(f"{name} must be a row of integers, such as (64, 64), got {value!r}")
+    for size in row:
+        at_least(1, **{name: size})
+    return row
+
+
 def finite(**numbers: Any) -> None:
     """Raises ValueError for anything but a finite number."""
     in_interval("(-inf, inf)", "be finite", **numbers)

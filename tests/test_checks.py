@@ -33,6 +33,26 @@ def test_counts_are_integers_in_range(value, message):
         checks.at_least(2, size=value)
 
 
+def test_a_row_of_sizes():
+    assert checks.sizes(hidden=[4, np.int64(2)]) == (4, 2) and checks.sizes(hidden=()) == ()
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (4, r"hidden must be a row of integers, such as \(64, 64\), got 4"),
+        ("44", "hidden must be a row of integers, .*, got '44'"),
+        (None, "hidden must be a row of integers, .*, got None"),
+        (jnp.array(3), "hidden must be a row of integers"),
+        ((4, 0), "hidden must be at least 1, got 0"),
+        ((1.5,), "hidden must be an integer, got 1.5"),
+    ],
+)
+def test_what_is_no_row_of_sizes(value, message):
+    with pytest.raises(ValueError, match=message):
+        checks.sizes(hidden=value)
+
+
 def test_a_traced_count_is_told_to_be_static():
     with pytest.raises(ValueError, match="size must be known before compilation.*static_argnames"):
         jax.jit(lambda size: checks.at_least(1, size=size))(3)

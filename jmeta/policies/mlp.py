@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
-from jmeta.checks import at_least, boolean, finite, one_of, without_effect
+from jmeta.checks import at_least, boolean, finite, one_of, sizes, without_effect
 from jmeta.policies import normalized
 from jmeta.policies.layers import apply_layers, init_layers
 from jmeta.types import (
@@ -70,9 +70,7 @@ def mlp(
     Raises:
       ValueError: an argument is out of its range.
     """
-    hidden = tuple(hidden)
-    for size in hidden:
-        at_least(1, hidden=size)
+    hidden = sizes(hidden=hidden)
     one_of(ACTIVATIONS, activation=activation)
     finite(init_log_std=init_log_std, min_log_std=min_log_std)
     traced = isinstance(init_log_std, jax.core.Tracer) or isinstance(min_log_std, jax.core.Tracer)

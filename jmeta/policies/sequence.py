@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jmeta import distributions
-from jmeta.checks import at_least, boolean, positive
+from jmeta.checks import boolean, positive, sizes
 from jmeta.hyperparameters import hyperparameters_of
 from jmeta.policies import normalized
 from jmeta.policies.layers import Dense, apply_layers, dense, init_layers
@@ -70,9 +70,7 @@ def sequence_policy(
     Raises:
       ValueError: a size is not positive.
     """
-    head_layers = tuple(head_layers)
-    for size in head_layers:
-        at_least(1, head_layers=size)
+    head_layers = sizes(head_layers=head_layers)
     positive(reward_scale=reward_scale)
     boolean(separate_critic=separate_critic, normalize_observations=normalize_observations)
     continuous = isinstance(spec.action, Continuous)
@@ -83,8 +81,8 @@ def sequence_policy(
     def init_head_layers(key: Key) -> tuple[Dense, ...]:
         if not head_layers:
             return ()
-        sizes = (core.size + num_inputs, *head_layers)
-        return init_layers(jax.random.fold_in(key, 1), sizes, last_gain=math.sqrt(2))
+        wide = (core.size + num_inputs, *head_layers)
+        return init_layers(jax.random.fold_in(key, 1), wide, last_gain=math.sqrt(2))
 
     def init(key: Key) -> SequenceParams:
         key_core, key_policy, key_critic_core, key_critic = jax.random.split(key, 4)
