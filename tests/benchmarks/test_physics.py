@@ -8,6 +8,7 @@ from benchmarks import physics
 from jmeta.envs import brax
 
 
+@pytest.mark.unmeasured
 def test_speed_and_agreement(tmp_path, monkeypatch, capsys):
     file = tmp_path / "physics.json"
     numbers = {"sizes": 3, "steps": 2, "repeats": 1, "episodes": 9, "horizon": 2}

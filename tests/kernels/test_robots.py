@@ -11,7 +11,10 @@ import jmeta
 from jmeta.envs import brax
 from jmeta.kernels import cpu
 
-pytestmark = pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not()))
+pytestmark = [
+    pytest.mark.skipif(cpu.why_not() is not None, reason=str(cpu.why_not())),
+    pytest.mark.unmeasured,
+]
 ROBOTS = ["halfcheetah", "ant", "hopper", "walker2d", "humanoid"]
 
 
