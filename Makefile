@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	  echo "$(DEMO) is there from before: finishing it (rm -r $(DEMO) starts afresh)"; \
 	  $(BIN)/jmeta train --resume --run-dir $(DEMO); \
 	else \
-	  $(BIN)/jmeta train maml half-cheetah-direction --iterations 150 --run-dir $(DEMO); \
+	  $(BIN)/jmeta train maml half-cheetah-direction --iterations 250 --run-dir $(DEMO); \
 	fi
 	@$(BIN)/jmeta evaluate $(DEMO)
 	@echo "the run is in $(DEMO)"
