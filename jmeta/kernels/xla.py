@@ -192,7 +192,13 @@ def _vectors(program: Program, entries: Sequence[Array], *, stack: bool) -> list
         def apart(arrays: list[Array]) -> list[Array]:
             return _apart(arrays, types) if stack else arrays
 
-        initial = together([read(found.initial[i]) for i in carried])
+        inside = set(program.read_inside(found))
+
+        def begin(i: int) -> Array:
+            """What no iteration reads need not be computed before the loop, and may not have been."""
+            return read(found.initial[i]) if i in inside else jnp.zeros(shape, graph.dtypes[found.initial[i]])
+
+        initial = together([begin(i) for i in carried])
         # Two iterations at once put the carried numbers together half as often.
         unroll = 2 if stack and found.length % 2 == 0 else 1
         final = apart(lax.fori_loop(0, found.length, body, initial, unroll=unroll))

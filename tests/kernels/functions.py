@@ -136,6 +136,9 @@ FUNCTIONS = {
     "scan": scanned,
     "loop": looped,
     "nested loops": nested,
+    "loop whose first value is never read": lambda x: jax.lax.fori_loop(
+        0, 4, lambda _, c: (c[0] * 0.5, c[0] + 1), (x, jnp.sin(x * 1.37))
+    ),
     "loop of an even length": lambda x: jax.lax.fori_loop(0, 4, lambda _, y: jnp.sin(y) + x[0], x),
     "own derivatives": lambda x: (jax.nn.relu(x), jnp.linalg.norm(x, axis=0)),
     "finite": lambda x: jnp.isfinite(x / (x > 0)),

@@ -34,7 +34,7 @@ def evaluate(program, *leaves):
             op, dtype = graph.ops[value], graph.dtypes[value]
             if op == "loop":
                 loop = graph.loops[value]
-                carry = [values[x] for x in loop.initial]
+                carry = [values.get(x) for x in loop.initial]
                 for _ in range(loop.length):
                     values.update(zip(loop.carried, carry, strict=True))
                     run(loop.scope)
