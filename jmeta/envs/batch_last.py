@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.extend.core import ClosedJaxpr, Literal
 
+from jmeta.kernels.program import CALLS
 from jmeta.types import Array, PyTree
 
 
@@ -118,8 +119,8 @@ def _equation(equation: Any, args: list[Any], size: int) -> list[Any]:
     """The results of one operation, each batched if an argument is."""
     name, params = equation.primitive.name, equation.params
     batched = [isinstance(value, _Batched) for value in args]
-    if name in _CALLS:
-        return _run(params[_CALLS[name]], args, size)
+    if name in CALLS:
+        return _run(params[CALLS[name]], args, size)
 
     def bind(*arrays: Array, **changed: Any) -> list[Array]:
         results = equation.primitive.bind(*arrays, **{**params, **changed})
@@ -219,13 +220,6 @@ def _scan(params: dict[str, Any], args: list[Any], size: int) -> list[Array]:
 
 
 _SHORT = 8  # terms
-# The parameter that holds the program of a call.
-_CALLS = {
-    "jit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-}
 # fmt: off
 # An entry of the result depends on the same entry of each operand.
 _ELEMENTWISE = {

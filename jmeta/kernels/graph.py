@@ -7,9 +7,8 @@ What is folded, and what that changes:
 
 - An operation on constants is done by NumPy in the operation's own type.
 - Exact for every argument: `x + 0`, `x - 0`, `x * 1`, `x / 1`, `-(-x)`, `x + (-y)`, `(-x) * (-y)`, `x * -1`,
-  division by
-  a power of two, `max(x, x)`, a choice between equals, and logic with a constant. (A sum may lose the sign of
-  a zero.)
+  division by a power of two, `max(x, x)`, a choice between equals, and logic with a constant. (A sum may lose
+  the sign of a zero.)
 - `0 * x` and `0 / x` become 0, although they are NaN where x is not finite. Most of a robot's matrices are
   zeros, so this halves the program. `Graph.dropped` lists these x, and `Program` lets an input that no result
   depends on any more spoil all results where it is not finite.

@@ -23,11 +23,10 @@ Values = np.ndarray  # of positions in the graph, in the shape of the array that
 
 
 class Program:
-    """The scalar operations of a function of one example.
+    """The scalar operations of a program of one example.
 
     Args:
-      fn: pure; takes and returns pytrees of arrays, closes over nothing that is traced.
-      args: arrays or `jax.ShapeDtypeStruct`s of one example.
+      program: what `jax.make_jaxpr` makes of a pure function of small arrays.
 
     Raises:
       Unsupported: if an operation can't be expanded; the message names it.
@@ -129,7 +128,7 @@ class Program:
 
 _DTYPES = tuple(np.dtype(name) for name in ("bool", "int32", "uint32", "int64", "float32", "float64"))
 # The parameter that holds the program of a call.
-_CALLS = {
+CALLS = {
     "jit": "jaxpr",
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
@@ -181,8 +180,8 @@ class _Interpreter:
     def _equation(self, equation: Any, args: list[Values]) -> list[Values]:
         name, params = equation.primitive.name, equation.params
         out = equation.outvars[0].aval
-        if name in _CALLS:
-            return self.run(params[_CALLS[name]], args)
+        if name in CALLS:
+            return self.run(params[CALLS[name]], args)
         if name in _MOVES:
             moved = _MOVES[name](params, *args)
             return moved if isinstance(moved, list) else [moved]
